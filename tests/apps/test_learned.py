@@ -12,12 +12,14 @@ from clockwork_serve.apps.learned import (
     ENOUGH,
     LearnedDelays,
     LearnedProfiles,
+    TableDelays,
     delays_beside,
     machine_of,
     read_delays,
     read_zoo,
 )
 from clockwork_serve.apps.simulate import ask, play, question_of
+from clockwork_serve.apps.traffic import transcribe
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import (
@@ -34,11 +36,13 @@ from clockwork_serve.messages import (
     WorkerLost,
 )
 from clockwork_serve.sim import Simulation, read_constants
+from clockwork_serve.sim.constants import Quantiles
 from clockwork_serve.telemetry import Journal, Step, head_of
 from clockwork_serve.telemetry.journal import machine_name
 from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_US
 from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario
 from clockwork_serve.workload.stream import build
+from clockwork_serve.workload.transcript import TrafficChanges
 from clockwork_serve.workload.zoo import Zoo
 from tests.sim import worlds
 
@@ -228,6 +232,34 @@ def test_a_journal_as_a_table_has_its_delays_with_it(tmp_path: Path) -> None:
         question = ask(asked, config=ControllerConfig(), zoo=zoo, constants=constants)
         assert question.constants == expected
     assert delays_beside("v100") is delays_beside(journal(tmp_path / "nobody asked")) is None
+
+    transcribe(file, tmp_path / "made.toml", TrafficChanges())
+    made = tmp_path / "made.zoo.json"
+    assert ask(tmp_path / "made.toml", config=ControllerConfig()).constants == of_server
+    for found, said in (
+        (
+            b'{"delays": {"network": 1}}',
+            "zoo .*made.zoo.json: delays: expected those of a server, found Expected",
+        ),
+        (
+            made.read_bytes().replace(b'"gateway_ns": ', b'"gateway_ns": -'),
+            "expected times from 0 to a minute",
+        ),
+    ):
+        made.write_bytes(found)
+        with pytest.raises(ConfigError, match=said):
+            delays_beside(str(made))
+
+
+@pytest.mark.parametrize(
+    "curve", [(), ((0.0, 1.0),), ((0.0, 0.0), (1.0, 1e9)), ((0.0, 0.0), (0.5, 1.0), (0.5, 2.0), (1.0, 3.0))]
+)
+def test_delays_of_a_table_are_checked(curve: Quantiles) -> None:
+    usual = read_constants()
+    delays = TableDelays(network=usual.network, noise=usual.noise)
+    assert delays.possible
+    assert delays.constants() == usual
+    assert not structs.replace(delays, noise=structs.replace(usual.noise, infer_us=curve)).possible
 
 
 def test_a_journal_without_requests_tells_no_delays(tmp_path: Path) -> None:

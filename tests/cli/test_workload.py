@@ -45,10 +45,8 @@ def test_a_journal_becomes_one_too(folder: Path, cli: Cli) -> None:
 
     assert made["loads"].keys() == {"a", "b"}
     assert sum(load["offered"] for load in report["loads"]) == made["requests"]
-    # Its table is the same; its delays, which it brings along, are those of the simulation as it saw them.
-    assert [load["in_time"] for load in again["loads"]] == [
-        pytest.approx(load["in_time"], rel=0.01) for load in report["loads"]
-    ]
+    assert json.loads(Path("run.zoo.json").read_bytes())["delays"]["network"]["gateway_ns"] > 0
+    assert [load["in_time"] for load in again["loads"]] == [load["in_time"] for load in report["loads"]]
 
 
 def test_what_is_to_be_otherwise(folder: Path, cli: Cli) -> None:

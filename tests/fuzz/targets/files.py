@@ -6,12 +6,14 @@ import gzip
 import io
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 import zstandard
 
 from clockwork_lab.bench.records import read_records
+from clockwork_serve.apps.learned import delays_beside
 from clockwork_serve.config.reader import read_settings
 from clockwork_serve.devices.emulated import read_profile
 from clockwork_serve.errors import ConfigError
@@ -141,7 +143,10 @@ def _csv_trace(data: bytes) -> None:
 
 
 def _zoo(data: bytes) -> None:
-    zoo = Zoo.read(_written("zoo.json" if data[:1] == b"{" else "zoo.csv", data))
+    path = _written("zoo.json" if data[:1] == b"{" else "zoo.csv", data)
+    with suppress(ConfigError):
+        delays_beside(str(path))
+    zoo = Zoo.read(path)
     for kind in zoo.models:
         msgspec.json.encode((zoo.code(kind), zoo.profile(kind), zoo.model("m", kind)))
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from statistics import median, median_low
 from typing import Any, Final
 
-from msgspec import structs
+import msgspec
+from msgspec import Struct, structs
 
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import (
@@ -48,6 +49,7 @@ from clockwork_serve.workload.zoo import Zoo, check_machine, row_of
 KEPT: Final = 255  # so many of the last durations of a kind count
 KINDS_MAX: Final = 256  # of how many kinds of actions the noise is known: those that ran last
 ENOUGH: Final = 20  # durations of a kind of which the median is known
+MOST_NS: Final = 60 * NS_PER_S  # no delay of a server is longer
 QUICK: Final = 0.1  # of delays, what the least is taken to be
 SHARES: Final = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
 
@@ -350,10 +352,63 @@ def read_delays(file: str) -> Constants:
     return _learned_delays(file).constants()
 
 
+class TableDelays(Struct, frozen=True, kw_only=True):
+    """The delays and the noise of the server whose durations a table as JSON has, its field ``delays``."""
+
+    network: Network
+    noise: Noise
+
+    @staticmethod
+    def of(learned: LearnedDelays) -> TableDelays | None:
+        """As a journal tells them; None where nothing was served."""
+        if not learned.known:
+            return None
+        constants = learned.constants()
+        return TableDelays(network=constants.network, noise=constants.noise)
+
+    def constants(self) -> Constants:
+        """Those of the package, with these in place of them."""
+        return structs.replace(read_constants(), network=self.network, noise=self.noise)
+
+    @property
+    def possible(self) -> bool:
+        """Whether all are times that can be: from 0 to a minute, quantiles by ascending share."""
+        network, noise = self.network, self.noise
+        times = (network.gateway_ns, network.worker_ns, network.jitter_ns, network.reserve_ns)
+        curves = (network.jitter, noise.infer_us, noise.load_us)
+        shares = [[share for share, _ in curve] for curve in curves]
+        values = [value for curve in curves for _, value in curve]
+        return (
+            all(0 <= time_ns <= MOST_NS for time_ns in times)
+            and all(each[:1] == [0] and each[-1:] == [1] and each == sorted(set(each)) for each in shares)
+            and all(abs(value) <= MOST_NS / NS_PER_US for value in values)
+        )
+
+
+class _Table(Struct):
+    delays: TableDelays | None = None
+
+
 def delays_beside(zoo: str) -> Constants | None:
-    """Those of a journal that is a table of models; None where the table is none, or nothing was served."""
-    learned = _learned_delays(zoo) if is_journal(zoo) else None
-    return learned.constants() if learned and learned.known else None
+    """Those of a journal that is a table of models, or that a table as JSON has from one; None without any.
+
+    Raises :class:`ConfigError` where they cannot be.
+    """
+    if is_journal(zoo):
+        found = TableDelays.of(_learned_delays(zoo))
+    elif not zoo.endswith(".json"):
+        return None
+    else:
+        try:
+            found = msgspec.json.decode(Path(zoo).read_bytes(), type=_Table).delays
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise ConfigError(f"zoo {zoo}: delays: expected those of a server, found {error}") from None
+        if found is not None and not found.possible:
+            raise ConfigError(
+                f"zoo {zoo}: delays: expected times from 0 to a minute and quantiles by ascending share "
+                "from 0 to 1, found others; make the file anew by clockwork workload from"
+            )
+    return None if found is None else found.constants()
 
 
 def _learned_delays(journal: str) -> LearnedDelays:

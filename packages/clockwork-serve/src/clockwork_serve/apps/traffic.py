@@ -16,7 +16,14 @@ from typing import Final
 
 import msgspec
 
-from clockwork_serve.apps.learned import LearnedProfiles, is_journal, places, read_zoo
+from clockwork_serve.apps.learned import (
+    LearnedDelays,
+    LearnedProfiles,
+    TableDelays,
+    is_journal,
+    places,
+    read_zoo,
+)
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Answer, Outcome, Request
 from clockwork_serve.telemetry import JournalHead, Step, read_records
@@ -47,7 +54,7 @@ class JournalTraffic:
         self.path = path
         self.wall = False
         self.done_bytes = 0
-        self.learned = LearnedProfiles()
+        self.learned, self.delays = LearnedProfiles(), LearnedDelays()
         self._offset_ns: int | None = None
         self._lost: Counter[str] = Counter()
 
@@ -67,6 +74,7 @@ class JournalTraffic:
         for number, (done_bytes, record) in enumerate(read_records(self.path), start=1):
             self.done_bytes = done_bytes
             self.learned.take(record)
+            self.delays.take(record)
             if isinstance(record, JournalHead):
                 self._begin(record)
             elif isinstance(record, Step):
@@ -159,14 +167,16 @@ def _finished(
     transcriber: Transcriber, traffic: TrafficSource, out: Path, zoo: str | None, table: Zoo | None
 ) -> Transcript:
     """Write the scenario, with the zoo of a journal beside it where no other was given."""
-    learned = traffic.learned if isinstance(traffic, JournalTraffic) else None
+    journal = traffic if isinstance(traffic, JournalTraffic) else None
+    learned = None if journal is None else journal.learned
     own = None
     name = "v100" if zoo is None else zoo
-    if learned is not None and zoo is None:
+    if journal is not None and learned is not None and zoo is None:
         rows = learned.rows()
         own, name = out.with_suffix(".zoo.json"), f"{out.stem}.zoo.json"
         table = Zoo.of(str(own), places(own, rows))
-        table_file = {"tables": {learned.kind: rows}, "measured_on": learned.machine}
+        delays = TableDelays.of(journal.delays)
+        table_file = {"tables": {learned.kind: rows}, "measured_on": learned.machine, "delays": delays}
         own.write_bytes(msgspec.json.format(msgspec.json.encode(table_file), indent=1))
     elif zoo is not None and (zoo.endswith(FILES) or is_journal(zoo)):
         name = os.path.relpath(zoo, out.absolute().parent)
