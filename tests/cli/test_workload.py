@@ -54,7 +54,9 @@ def test_what_is_to_be_otherwise(folder: Path, cli: Cli) -> None:
         "--out mine.toml --from 5s --to 0.25m --scale 2 --burst 3@2s+1s --add-model densenet121=5 --slo-ms 80"
     )
 
+    Path("times.csv").write_text("time,model\n1,densenet121\n2,densenet121\n")
     shown = cli("workload", "from", "calls.csv", *words.split()).out
+    shown += cli("workload", "from", "times.csv", "--slo-ms", "80", "--out", "other.toml").out
 
     scenario = read_scenario(folder / "mine.toml")
     assert scenario.seconds == 10
@@ -63,6 +65,8 @@ def test_what_is_to_be_otherwise(folder: Path, cli: Cli) -> None:
         ("added densenet121", 80.0),
     ]
     assert "mine.toml: 2" in shown
+    assert "SLOs are not told" not in shown
+    assert "SLOs are not told: --slo-ms" in cli("workload", "from", "times.csv").out
 
 
 @pytest.mark.parametrize(

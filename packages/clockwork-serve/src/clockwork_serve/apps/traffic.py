@@ -30,6 +30,7 @@ from clockwork_serve.telemetry import JournalHead, Step, read_records
 from clockwork_serve.telemetry.journal import refusals_beside
 from clockwork_serve.units import NS_PER_S
 from clockwork_serve.workload.traffic import (
+    NO_SLOS,
     USUAL_PATHS,
     ClientRatesTraffic,
     LoggedRequest,
@@ -148,7 +149,7 @@ def transcribe(
             transcriber.take(request)
             if number % TELL_EVERY == 0:
                 tell(traffic.done_bytes)
-        return _finished(transcriber, traffic, out, zoo, table)
+        return _finished(transcriber, traffic, out, zoo, table, slos_given=changes.slo_ms is not None)
     except BaseException:
         transcriber.discard()
         raise
@@ -164,8 +165,9 @@ def _check_clock(traffic: TrafficSource, changes: TrafficChanges) -> None:
 
 
 def _finished(
-    transcriber: Transcriber, traffic: TrafficSource, out: Path, zoo: str | None, table: Zoo | None
-) -> Transcript:
+    transcriber: Transcriber, traffic: TrafficSource, out: Path, zoo: str | None, table: Zoo | None, *,
+    slos_given: bool,
+) -> Transcript:  # fmt: skip
     """Write the scenario, with the zoo of a journal beside it where no other was given."""
     journal = traffic if isinstance(traffic, JournalTraffic) else None
     learned = None if journal is None else journal.learned
@@ -183,7 +185,8 @@ def _finished(
     known = (table or read_zoo(name)).models
     try:
         made = transcriber.finish(
-            traffic.notes(), zoo=name, known=known.__contains__, strict=zoo is not None,
+            [note for note in traffic.notes() if note != NO_SLOS or not slos_given],
+            zoo=name, known=known.__contains__, strict=zoo is not None,
             kinds=None if learned is None else learned.kinds(),
             cluster=None if learned is None else learned.cluster(),
             tenants=None if learned is None else learned.tenants(),

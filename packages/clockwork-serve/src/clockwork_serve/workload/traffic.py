@@ -37,6 +37,7 @@ _TIMES: Final = ("timestamp", "time", "seconds", "ts", "@timestamp", "time_iso86
 _MODELS: Final = ("model", "model_name", "function", "func")
 _PATHS: Final = ("path", "uri", "request_uri", "url", "request")
 _SLOS: Final = ("slo_ms", "slo")
+NO_SLOS: Final = "SLOs are not told: --slo-ms gives one to all"
 _BENCH: Final = b"CWBENCH1"
 _ROWS: Final = 1 << 16
 _WALL_S: Final = 1e9  # seconds since 1970 are more than this, and those of a run less
@@ -129,7 +130,7 @@ class _Lines:
         """What was lost, in sentences."""
         said = ["sizes of inputs are not told: each request has one row of its model's usual shape"]
         if not self._slos:
-            said.append("SLOs are not told: --slo-ms gives one to all")
+            said.append(NO_SLOS)
         first = [f", the first in line {self._first[what]}" for what in self._lost]
         return said + [one + where for one, where in zip(told(self._lost), first, strict=True)]
 
@@ -392,7 +393,7 @@ class RatesTraffic:
         """What was lost, in sentences."""
         said = [
             "rates have no instants: those of a step are drawn as a Poisson process has them",
-            "SLOs are not told: --slo-ms gives one to all",
+            NO_SLOS,
         ]
         return said + (
             [f"{self._gaps:,} values of series are missing: nothing came then"] if self._gaps else []
@@ -504,7 +505,7 @@ class ClientRatesTraffic:
         """What was lost, in sentences."""
         return [
             "windows have no instants: those of a client are drawn by the law of its gaps",
-            "SLOs are not told: --slo-ms gives one to all",
+            NO_SLOS,
             f"{counted(len(self._files), 'client')} ask one model; lengths of what they ask are left out",
         ]
 
