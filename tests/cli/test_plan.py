@@ -10,9 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from clockwork_serve.apps.learned import read_zoo
+from clockwork_serve.apps.plan.report import PlanQuestion
 from clockwork_serve.cli.entry import run
+from clockwork_serve.errors import ConfigError
+from clockwork_serve.sim import read_constants
 from clockwork_serve.telemetry import Counters, render
 from clockwork_serve.telemetry.counters import DeviceCounters
 from clockwork_serve.units import MIB
@@ -127,6 +131,27 @@ def test_interrupted_it_shows_what_was_found_and_goes_on_later(scenario: str, tm
     assert child.returncode == 130
     assert "NO ANSWER YET" in shown
     assert "INTERRUPTED" in shown
+
+
+def test_a_table_of_a_server_brings_its_delays_unless_others_are_asked_for(
+    scenario: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = read_constants()
+    of_table, given = (
+        structs.replace(usual, network=structs.replace(usual.network, reserve_ns=ns)) for ns in (1, 2)
+    )
+    asked: list[PlanQuestion] = []
+
+    def make_plan(question: PlanQuestion, runs: object) -> None:
+        asked.append(question)
+        raise ConfigError("no more is needed")
+
+    monkeypatch.setattr("clockwork_serve.apps.plan.report.make_plan", make_plan)
+    monkeypatch.setattr("clockwork_serve.apps.learned.delays_beside", lambda zoo: of_table)
+    monkeypatch.setattr("clockwork_serve.apps.learned.read_delays", lambda journal: given)
+    assert run(["plan", scenario]) == run(["plan", scenario, "--delays", "serve.journal"]) == 2
+
+    assert [question.constants for question in asked] == [of_table, given]
 
 
 @pytest.mark.parametrize("given", [[], ["--devices", "3"]])
