@@ -223,8 +223,10 @@ class ReadyWeights:
                     for one in state.weights:
                         self.devices.setdefault(one.model, set()).add(state.device)
             elif type(event) is WorkerLost:
+                gone = set(self._of_worker.pop(event.worker, ()))
+                self._loads = {key: load for key, load in self._loads.items() if load.device not in gone}
                 for devices in self.devices.values():
-                    devices.difference_update(self._of_worker.get(event.worker, ()))
+                    devices.difference_update(gone)
         for effect in effects:
             if type(effect) is Load:
                 self._loads[effect.action_id] = effect
