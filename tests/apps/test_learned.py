@@ -37,7 +37,7 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.sim import Simulation, read_constants
 from clockwork_serve.sim.constants import Quantiles
-from clockwork_serve.telemetry import Journal, Step, head_of
+from clockwork_serve.telemetry import Journal, Step, head_of, read_records
 from clockwork_serve.telemetry.journal import machine_name
 from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_US
 from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario
@@ -198,6 +198,26 @@ def test_the_noise_is_of_what_ran_last(monkeypatch: pytest.MonkeyPatch) -> None:
         found.take(Step(lasted_ns, (result,), ()))
     assert found.constants().noise.infer_us[0] == (0.0, -1000.0)
     assert found.constants().noise.infer_us[-1] == (1.0, 0.0)
+
+
+def test_a_journal_is_read_once_for_both_and_again_when_it_has_grown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[Path] = []
+    monkeypatch.setattr(
+        learned_module, "read_records", lambda path: passes.append(path) or read_records(path)
+    )
+    file = journal(tmp_path / "serve.journal")
+    read_zoo(file)
+    assert delays_beside(file) is None
+    assert len(passes) == 1
+
+    book = Journal(tmp_path / "more", head_of(ControllerConfig()))
+    book.close()
+    (tmp_path / "more").replace(file)
+    with pytest.raises(ConfigError, match="expected devices that joined"):
+        read_zoo(file)
+    assert len(passes) == 2
 
 
 def test_actions_of_lost_workers_are_not_waited_for() -> None:

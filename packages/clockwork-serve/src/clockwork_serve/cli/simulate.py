@@ -42,8 +42,8 @@ DIFFERENT = 1
 
 delays_option = click.option(
     "--delays", metavar="JOURNAL",
-    help="Delays and noise as a server had them, from its --journal. [default: of the journal that --zoo is, "
-    "else those of a quiet machine]",
+    help="Delays and noise as a server had them, from its --journal. [default: those of the journal "
+    "behind --zoo, else of a quiet machine]",
 )  # fmt: skip
 
 
