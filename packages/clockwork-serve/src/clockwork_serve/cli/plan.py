@@ -79,7 +79,12 @@ _GAINS: tuple[tuple[str, Callable[[float], str], str], ...] = (
 @delays_option
 @traces_option
 @click.option("--jobs", type=click.IntRange(1, 1024), metavar="N", help="Processes. [default: one a core]")
-@click.option("--check", "url", metavar="URL", help="Play SCENARIO on a running server, and compare.")
+@click.option(
+    "--check",
+    "url",
+    metavar="URL",
+    help="Play SCENARIO on a running server (CLOCKWORK_API_KEY: a key of it), and compare.",
+)
 @click.option(
     "--devices", type=click.IntRange(1, 10_000), metavar="N",
     help="With --check: how many to predict for. [default: the server's own]",
