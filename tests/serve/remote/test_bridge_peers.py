@@ -40,7 +40,7 @@ def y(nbytes: int = 16) -> bytes:
 def test_the_result_of_an_infer_passes_as_it_is_unless_it_ends_in_the_future() -> None:
     actions = Actions()
     for now_ns, ended_ns in ((1000, 60), (59, 59)):
-        actions.sent(over(infer(1, "a", 0), 16, 600))
+        actions.sent(over(infer(1, "a", 0), 16, 600), 100)
         result = actions.end(ended(1, y(), y()), now_ns)
         assert (result.ended_ns, result.lane_ns, result.outputs) == (ended_ns, 10, (y(), y()))
         assert len(actions) == 0
@@ -49,7 +49,7 @@ def test_the_result_of_an_infer_passes_as_it_is_unless_it_ends_in_the_future() -
 def test_tensors_that_cannot_be_read_are_for_the_worker_to_refuse() -> None:
     actions = Actions()
     bad = structs.replace(infer(1, "a", 0), calls=(Call(request_id="r", rows=1, tensors=b"\xc1"),))
-    actions.sent(bad)
+    actions.sent(bad, 100)
     assert actions.end(ended(1, status=Status.BAD_ACTION), 200).status is Status.BAD_ACTION
 
 
@@ -67,7 +67,7 @@ def test_tensors_that_cannot_be_read_are_for_the_worker_to_refuse() -> None:
 )
 def test_outputs_that_are_not_in_their_room_are_a_fault_of_the_device(outputs: tuple[bytes, ...]) -> None:
     actions = Actions()
-    actions.sent(over(infer(1, "a", 0), 16))
+    actions.sent(over(infer(1, "a", 0), 16), 100)
     found = actions.end(ended(1, *outputs), 1000)
     assert (found.status, found.outputs) == (Status.DEVICE_FAULT, ())
     assert found.message.startswith("outputs: ")
@@ -75,11 +75,30 @@ def test_outputs_that_are_not_in_their_room_are_a_fault_of_the_device(outputs: t
 
 def test_a_result_of_another_device_or_action_is_not_believed() -> None:
     actions = Actions()
-    actions.sent(load(1, "a", 0))
+    actions.sent(load(1, "a", 0), 100)
     with pytest.raises(TransportError, match="which it was not given"):
         actions.end(ended(1, device="gpu:1"), 1000)
     with pytest.raises(TransportError, match="which it was not given"):
         actions.end(ended(2), 1000)
+
+
+def test_what_messages_take_is_learned_where_the_lane_was_idle_and_added_to_all() -> None:
+    actions = Actions()
+
+    def took(action_id: int, now_ns: int) -> tuple[int, int]:
+        told = structs.replace(ended(action_id, y()), transfer_in_ns=300, transfer_out_ns=100)
+        found = actions.end(told, now_ns)
+        return found.transfer_in_ns, found.transfer_out_ns
+
+    actions.sent(load(9, "b", 4), 0)
+    for action_id in (1, 2):
+        actions.sent(over(infer(action_id, "a", 0), 16), 1000)
+    assert took(1, 1000 + 300 + 10 + 100 + 50) == (325, 125)
+    assert took(2, 9000) == (325, 125), "it waited for the one before it"
+    actions.sent(over(infer(3, "a", 0), 16), 10_000)
+    assert took(3, 10_000 + 300 + 10 + 100 + 90) == (330, 130), "a mean"
+    actions.sent(over(infer(4, "a", 0), 16), 20_000)
+    assert took(4, 20_000) == (322, 122), "clocks have an error"
 
 
 def test_nothing_ends_in_the_future() -> None:

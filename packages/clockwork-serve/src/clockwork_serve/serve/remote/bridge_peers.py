@@ -200,17 +200,24 @@ def not_after(result: Result, now_ns: int) -> Result:
 
 
 class Actions:
-    """The actions in flight on one worker. For one thread."""
+    """The actions in flight on one worker, which has one device. For one thread.
+
+    What messages take is added to the time that tensors took: the controller plans with both.
+    """
 
     def __init__(self) -> None:
         self._sent: dict[int, Action] = {}  # all and only actions in flight that were sent here
+        self._alone: tuple[int, int] = (0, 0)  # the last INFER sent to an idle lane, and when
+        self._way_ns = 0  # what messages take there and back, a mean over such INFERs
         self._adopted: dict[int, str] = {}  # devices of those that run since an earlier controller, by action
 
     def __len__(self) -> int:
         return len(self._sent) + len(self._adopted)
 
-    def sent(self, action: Action) -> None:
+    def sent(self, action: Action, now_ns: int) -> None:
         """The worker is to execute an action."""
+        if isinstance(action, Infer) and not any(isinstance(one, Infer) for one in self._sent.values()):
+            self._alone = (action.action_id, now_ns)
         self._sent[action.action_id] = action
 
     def adopt(self, joined: WorkerJoined) -> None:
@@ -231,7 +238,19 @@ class Actions:
             except TransportError as error:
                 message = f"outputs: {error}"
                 result = structs.replace(result, status=Status.DEVICE_FAULT, message=message, outputs=())
+            result = self._with_messages(result, now_ns)
         return not_after(result, now_ns)
+
+    def _with_messages(self, result: Result, now_ns: int) -> Result:
+        action_id, sent_ns = self._alone
+        if action_id == result.action_id:  # nothing was before it, so what is unexplained are messages
+            way_ns = now_ns - sent_ns - result.transfer_in_ns - result.lane_ns - result.transfer_out_ns
+            way_ns = max(0, way_ns)
+            self._way_ns = (3 * self._way_ns + way_ns) // 4 if self._way_ns else way_ns
+        return structs.replace(
+            result, transfer_in_ns=result.transfer_in_ns + self._way_ns // 2,
+            transfer_out_ns=result.transfer_out_ns + self._way_ns // 2,
+        )  # fmt: skip
 
 
 def _check_outputs(action: Infer, result: Result) -> None:
@@ -303,12 +322,13 @@ class WorkerPeer(Peer):
 
     def from_controller(self, link: Link, frames: list[Frame]) -> None:
         """Handle actions and codes."""
+        now_ns = time.monotonic_ns()
         for frame in frames:
             match frame:
                 case Beat():
                     link.send(frame)  # answered here: the link to the worker has heartbeats of its own
                 case Load() | Unload() | Infer():
-                    self._actions.sent(frame)
+                    self._actions.sent(frame, now_ns)
                     self.link.send(frame)
                 case RetainWeights():
                     self.link.send(frame)
