@@ -51,11 +51,11 @@ DURATIONS = frozenset(
         drift dropped duration each elapsed enough error estimate every exec expected extra floor for gap
         gateway given grace half hang head header headroom held high hop in infer input jitter jump kill lag
         lane lasted lasts late latency lateness least left length limit load longer low margin max mean
-        median mib model more most needed network notice offset old once other output over overdue owed
+        median mib model more most needed network notice offset once other out output over overdue owed
         pace patience planned prepare quantile queue quiet reach rejoin remaining reserve
         reserved rest restart retry room rooms row run sample second seed served server settled share
         shares shortage shortest silent skew slack slice slo slos slots spare spent stalled sum tick
-        timed timeout took total trial unit up usual value values wait waited wanted way whole window
+        timed timeout took total transfer trial unit up usual value values wait waited wanted way whole window
         within worker
         """,
     )

@@ -19,6 +19,7 @@ from clockwork_serve.controller.estimates import (
     Spread,
     WindowMax,
 )
+from clockwork_serve.messages import Result, Status
 from clockwork_serve.units import NS_PER_S, ms, us
 from tests.controller.clusters import ask, belief, place, serve
 
@@ -82,6 +83,26 @@ def test_the_reach_is_measured_only_where_the_lane_was_idle() -> None:
     assert delays.reach_ns == us(1000)
 
 
+def test_delays_may_be_longer_where_tensors_come_over_a_network() -> None:
+    delays = Delays(network_ns=us(200), slack_ns=ms(2))
+    delays.measured(ms(7), ms(6), 0, ms(5), ms(3))
+    assert delays.reach_ns == ms(6)
+    assert close(delays.slack_ns - ANSWER_NS, ms(7))
+    delays.measured(ms(90), ms(90), 0, ms(5), ms(3))
+    assert delays.reach_ns == ms(17), "five times what is usual, and twice the transfers"
+    assert delays.slack_ns == ms(18), "what is allowed, and twice the transfers"
+    delays.measured(ms(90), ms(90), NS_PER_S + 1)
+    assert (delays.reach_ns, delays.slack_ns) == (ms(1), ms(2)), "they are forgotten like other delays"
+
+
+def test_a_lane_that_is_never_idle_is_reached_as_soon_as_inputs_are_there() -> None:
+    delays = Delays(network_ns=us(200), slack_ns=ms(2))
+    for _ in range(100):
+        delays.measured(0, -1, 0, ms(4), ms(2))
+    assert ms(4) < delays.reach_ns < ms(4.1)
+    assert delays.transfer_out_ns == ms(2)
+
+
 def test_what_is_not_measured_for_a_second_is_forgotten() -> None:
     delays = Delays(network_ns=us(200), slack_ns=ms(2))
     delays.measured(ms(7), ms(1), 0)
@@ -126,7 +147,11 @@ def test_each_device_plans_with_its_own_slack_and_the_shortest_is_common() -> No
         end_ns = sent.device.exec.head_end_ns
         assert sent.samples is not None
         sent.samples.learn(strategy.batches[0].samples.estimate_ns, end_ns)
-        made.measure(sent, ms(at_ms), end_ns + ms(error_ms))
+        result = Result(
+            action_id=sent.action.action_id, device=name, status=Status.OK, started_ns=ms(at_ms),
+            ended_ns=end_ns,
+        )  # fmt: skip
+        made.measure(sent, result, end_ns + ms(error_ms))
         del made.sent[sent.action.action_id]
         sent.device.exec.end(sent.action.action_id, end_ns)
 

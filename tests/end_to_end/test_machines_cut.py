@@ -163,18 +163,17 @@ def test_a_reset_connection_is_made_again(network: Network) -> None:
     books_balance(network.serving)
 
 
-def test_the_way_to_a_far_worker_is_part_of_the_estimate(network: Network, timing: Timing) -> None:
+def test_the_way_to_a_far_worker_is_planned(network: Network, timing: Timing) -> None:
     way_s = 0.03
     until("the server works", lambda: ask(network.serving).status == 200)
     network.proxy.delay(way_s)
     answers = [ask(network.serving, index % MODELS) for index in range(12)]
     good = [answer.json["parameters"] for answer in answers if answer.status == 200]
     assert good, answers
-    assert good[-1]["expected_ms"] >= 2000 * way_s * 0.9, good
-    assert good[-1]["exec_ms"] >= 2000 * way_s * 0.9, good
+    assert good[-1]["exec_ms"] < 1000 * way_s, "it is no time of the device"
 
     started_s = time.monotonic()
-    hopeless = ask(network.serving, slo_ms=way_s * 1000)
+    hopeless = ask(network.serving, slo_ms=2000 * way_s * 0.9)
     assert (hopeless.status, hopeless.json["reason"]) == (429, "would_miss_deadline"), hopeless.json
     took_s = time.monotonic() - started_s
     with timing.judged():

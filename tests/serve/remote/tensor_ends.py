@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from clockwork_serve.serve.remote.config import ClusterContext
 from clockwork_serve.serve.remote.tensor_server import TensorServer
 from clockwork_serve.serve.remote.tensors import RemoteTensors
 from clockwork_serve.serve.shm import Calls, OpenCall, RegionMap, SpilledOutputs, check_epochs, encode_outputs
-from clockwork_serve.units import MIB
+from clockwork_serve.units import MIB, ms
 from tests.serve.certificates import certificates
 from tests.serve.links import until
 from tests.serve.remote.far_orders import timely
@@ -27,6 +28,8 @@ from tests.serve.remote.machine_links import ours, theirs
 from tests.worker.actions import GPU, infer
 
 REGION = 64 * MIB
+LASTED_NS = ms(1)
+"""What a worker here says that each INFER took."""
 
 
 class Worker:
@@ -53,9 +56,10 @@ class Worker:
             arrays = [np.frombuffer(blob, np.uint8)[None] for blob in blobs]
             put_outputs(call, zip(named, arrays, strict=True))
         check_epochs(calls)
+        ended_ns = time.monotonic_ns()
         found = Result(
-            action_id=action.action_id, device=GPU, status=Status.OK, started_ns=1, ended_ns=2,
-            outputs=encode_outputs(calls),
+            action_id=action.action_id, device=GPU, status=Status.OK, started_ns=ended_ns - LASTED_NS,
+            ended_ns=ended_ns, run_ns=LASTED_NS, outputs=encode_outputs(calls),
         )  # fmt: skip
         ready = self.tensors.answer(found)
         if ready is not None:

@@ -18,11 +18,11 @@ from msgspec import structs
 from clockwork_serve.messages import Result, Status, TensorRef
 from clockwork_serve.serve.remote.link import PIECE_BYTES
 from clockwork_serve.serve.remote.tensor_link import stretches
-from clockwork_serve.serve.remote.tensors import DELAY_NS, Transfer
+from clockwork_serve.serve.remote.tensors import LaneTiming, Transfer
 from clockwork_serve.units import MIB, align, ms
 from tests.serve.links import until
 from tests.serve.proxy import proxy
-from tests.serve.remote.tensor_ends import REGION, Gateway, Worker, answered, ends, over, seen
+from tests.serve.remote.tensor_ends import LASTED_NS, REGION, Gateway, Worker, answered, ends, over, seen
 from tests.worker.actions import GPU
 
 LARGE = 20 * MIB
@@ -87,23 +87,62 @@ async def test_a_worker_of_the_server_s_host_brings_only_what_it_cannot_map(tmp_
         far.close()
 
 
-async def test_the_way_of_tensors_is_part_of_what_an_infer_took(tmp_path: Path) -> None:
+async def test_the_way_of_tensors_is_told_beside_the_time_on_the_lane(tmp_path: Path) -> None:
     async with ends(tmp_path, server="") as (_, worker):
         far = Gateway(tmp_path, elsewhere=True)
         with proxy(far.port) as between:
             far.slots.server = f"127.0.0.1:{between.port}"
             between.delay(0.05)
-            sent_ns, first = time.monotonic_ns(), over(1, far.ask(bytes(1000), room=64))
-            action = await worker.post(first)
-            assert action.window == first.window
+            sent_ns = time.monotonic_ns()
+            action = await worker.post(over(1, far.ask(bytes(1000), room=64)))
+            arrived_ns = time.monotonic_ns()
             worker.end(action, worker.open(action), [[b"y"]])
             result = await worker.result()
-            assert (result.started_ns >= sent_ns, result.lane_ns >= ms(150) - DELAY_NS) == (True, True)
-            assert result.input_ns > ms(50)
-            second = over(2, far.ask(bytes(1000), room=64))
-            longer = (await worker.post(second)).window.latest_ns - second.window.latest_ns
-            assert longer >= ms(50), "the lane waits for as long as inputs took"
+            assert ms(50) <= result.transfer_in_ns <= arrived_ns - sent_ns
+            assert result.transfer_out_ns >= ms(50)
+            assert result.lane_ns >= ms(50), "no more inputs come in that time than this"
+            assert result.ended_ns + result.transfer_out_ns <= time.monotonic_ns()
+            assert (result.input_ns, result.run_ns) == (result.lane_ns - LASTED_NS, LASTED_NS)
         far.close()
+
+
+# How long an INFER counts on its lane, whose inputs come over a network.
+
+KIND = ("code", 1, 1000)
+
+
+def ran(started_ms: float, ended_ms: float) -> Result:
+    started_ns, ended_ns = ms(started_ms), ms(ended_ms)
+    return Result(
+        action_id=1, device=GPU, status=Status.OK, started_ns=started_ns, ended_ns=ended_ns,
+        run_ns=ended_ns - started_ns,
+    )  # fmt: skip
+
+
+def test_inputs_that_come_while_another_runs_take_no_time_of_the_lane() -> None:
+    timing = LaneTiming()
+    timing.inputs_arrived(KIND, asked_ns=ms(100), now_ns=ms(103))
+    found = timing.ended(ran(104, 108), KIND, ms(3), ms(110))
+    assert (found.started_ns, found.ended_ns, found.input_ns) == (ms(104), ms(108), 0)
+    assert (found.transfer_in_ns, found.transfer_out_ns) == (ms(3), ms(2))
+
+
+def test_inputs_that_take_longer_than_the_execution_bound_the_rate() -> None:
+    timing = LaneTiming()
+    timing.inputs_arrived(KIND, asked_ns=ms(100), now_ns=ms(106))
+    found = timing.ended(ran(106, 108), KIND, ms(6), ms(110))
+    assert (found.started_ns, found.ended_ns) == (ms(102), ms(108))
+    assert (found.input_ns, found.run_ns, found.output_ns) == (ms(4), ms(2), 0)
+    other = timing.ended(ran(106, 108), ("code", 2, 1000), ms(6), ms(110))
+    assert other.lane_ns == ms(2), "nothing is known of another kind"
+
+
+def test_inputs_take_no_time_while_those_before_them_come() -> None:
+    timing = LaneTiming()
+    timing.inputs_arrived(KIND, asked_ns=ms(100), now_ns=ms(106))
+    for at in range(1, 100):
+        timing.inputs_arrived(KIND, asked_ns=ms(100), now_ns=ms(106 + 2 * at))
+    assert timing.ended(ran(300, 301), KIND, 0, ms(301)).lane_ns == pytest.approx(ms(2), rel=0.001)
 
 
 async def test_a_small_tensor_does_not_wait_behind_large_ones(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ from clockwork_serve.messages import (
     Reason,
     Release,
     Request,
+    Result,
     Running,
     Unload,
     Window,
@@ -198,20 +199,20 @@ class Measured(Record):
         if code is not None and not sent.action.signature:
             code.timings.rescale(samples, now_ns)
 
-    def measure(self, sent: Sent, started_ns: int, now_ns: int) -> None:
+    def measure(self, sent: Sent, result: Result, now_ns: int) -> None:
         """Update the measured delays from an INFER's result; call it before its lane is updated.
 
         Not where a first estimate was too short: by how much says nothing of delays.
         """
         device = sent.device
-        reach_ns = started_ns - sent.idle_ns if sent.idle_ns >= 0 else -1
+        reach_ns = result.started_ns - sent.idle_ns if sent.idle_ns >= 0 else -1
         delays = device.delays
         assert sent.samples is not None
         error_ns = now_ns - device.exec.head_end_ns
         if error_ns > delays.slack_ns and len(sent.samples.samples) <= FIRST_SAMPLES:
             return
         old_slack_ns = delays.slack_ns
-        delays.measured(error_ns, reach_ns, now_ns)
+        delays.measured(error_ns, reach_ns, now_ns, result.transfer_in_ns, result.transfer_out_ns)
         device.exec.network_ns = delays.reach_ns
         self._slack_until_ns = now_ns + VALID_NS
         if delays.slack_ns != old_slack_ns:

@@ -330,7 +330,7 @@ class Controller(Record):
             if self._charges:
                 self._tenants.measured(sent.waiters, result.ended_ns - result.started_ns, now_ns)
             if good and self._belief.measures:
-                self._belief.measure(sent, result.started_ns, now_ns)
+                self._belief.measure(sent, result, now_ns)
             device.exec.end(result.action_id, result.ended_ns)
             assert sent.residency is not None
             sent.residency.in_flight -= 1

@@ -411,6 +411,9 @@ UPDATE_EVERY: Final = 16
 ANSWER_NS: Final = 50 * NS_PER_US
 """Delay from the controller to the gateway, which results do not measure; part of the slack."""
 
+TRANSFER_BITS: Final = 3
+"""A mean transfer time is over about ``2 ** TRANSFER_BITS`` of them."""
+
 DRIFT_BITS: Final = 20
 DRIFT_LEAST: Final = 1 << DRIFT_BITS - 7
 DRIFT_MOST: Final = 1 << DRIFT_BITS - 1
@@ -457,12 +460,16 @@ class WindowMax(Record):
                 self.value = value
 
 
+def _mean(mean_ns: int, value_ns: int) -> int:
+    return mean_ns + (value_ns - mean_ns >> TRANSFER_BITS) if mean_ns else value_ns
+
+
 class Delays(Record):
     """Measured delays of one device; plans use ``reach_ns`` and ``slack_ns``."""
 
     __slots__ = (
         "_due", "_errors", "_reach", "_slack_max_ns", "_usual_ns", "drift", "extra_ns", "headroom",
-        "measured_ns", "reach_ns", "slack_ns",
+        "measured_ns", "reach_ns", "slack_ns", "transfer_in_ns", "transfer_out_ns",
     )  # fmt: skip
 
     def __init__(self, network_ns: int, slack_ns: int, *, shares_cores: bool = False) -> None:
@@ -476,6 +483,8 @@ class Delays(Record):
         """When the last delay was measured."""
         self.reach_ns = network_ns
         self.slack_ns = min(FIRST_SLACK_NS, slack_ns)
+        self.transfer_in_ns = self.transfer_out_ns = 0
+        """The mean time that tensors take over a network; reach and slack may be longer by twice that."""
         self.extra_ns = 0
         """By how much it is longer than that of the device with the shortest: see ``Measured.slack_ns``."""
         self.drift = DRIFT_FIRST if shares_cores else DRIFT_LEAST
@@ -486,14 +495,19 @@ class Delays(Record):
         """By class of priority: how much time a promise leaves to more urgent ones when it is made, for that
         until it is planned to end. Learned in the same way, from promises that those outranked."""
 
-    def measured(self, error_ns: int, reach_ns: int, now_ns: int) -> None:
+    def measured(
+        self, error_ns: int, reach_ns: int, now_ns: int, transfer_in_ns: int = 0, transfer_out_ns: int = 0
+    ) -> None:
         """Add the delays of a result that arrived ``error_ns`` after its predicted end.
 
-        ``reach_ns`` is below 0 if it was not measured.
+        ``reach_ns`` is below 0 if it was not measured. The others are the result's.
         """
         if now_ns > self.measured_ns + VALID_NS:
             self.forget()
         self.measured_ns = now_ns
+        self.transfer_in_ns = _mean(self.transfer_in_ns, transfer_in_ns)
+        self.transfer_out_ns = _mean(self.transfer_out_ns, transfer_out_ns)
+        way_ns = 2 * (self.transfer_in_ns + self.transfer_out_ns)
         self._errors.add(error_ns)
         self._due -= 1
         if self._due < 0 or error_ns + ANSWER_NS > self.slack_ns:
@@ -501,12 +515,14 @@ class Delays(Record):
             slack_ns = self._errors.quantile_ns(IN_TIME) + ANSWER_NS
             if slack_ns < LEAST_SLACK_NS:
                 slack_ns = LEAST_SLACK_NS
-            self.slack_ns = slack_ns if slack_ns < self._slack_max_ns else self._slack_max_ns
+            most_ns = self._slack_max_ns + way_ns
+            self.slack_ns = slack_ns if slack_ns < most_ns else most_ns
         if reach_ns >= 0:
             self._reach.add(reach_ns)
-            most_ns = 5 * self._usual_ns
+        if reach_ns >= 0 or transfer_in_ns:  # a lane that is always busy measures no reach, but transfers
+            most_ns, least_ns = 5 * self._usual_ns + way_ns, LEAST_REACH_NS + self.transfer_in_ns
             reach_ns = self._reach.value if self._reach.value < most_ns else most_ns
-            self.reach_ns = reach_ns if reach_ns > LEAST_REACH_NS else LEAST_REACH_NS
+            self.reach_ns = reach_ns if reach_ns > least_ns else least_ns
 
     def kept_promises(self, count: int, level: int) -> None:
         """So many promises of a class were kept."""
@@ -535,7 +551,7 @@ class Delays(Record):
     def forget(self) -> None:
         """Return to the delays assumed without measurements, but for what few tell of: promises broken."""
         self._errors.clear()
-        self._due = 0
+        self._due = self.transfer_in_ns = self.transfer_out_ns = 0
         self._reach.clear()
         self.reach_ns = self._usual_ns
         self.slack_ns = min(FIRST_SLACK_NS, self._slack_max_ns)

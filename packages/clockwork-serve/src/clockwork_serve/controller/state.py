@@ -58,7 +58,7 @@ from clockwork_serve.controller.record import Record
 from clockwork_serve.errors import StateError
 from clockwork_serve.messages import Extent
 
-FORMAT: Final = 11
+FORMAT: Final = 12
 """Of saved states. To be raised with every change of a record's fields or of what they mean."""
 
 MODULES: Final = (

@@ -122,7 +122,8 @@ class Result(Struct, frozen=True, kw_only=True, array_like=True, tag="result"):
     started). ``input_ns + run_ns + output_ns`` is that time by phase, for an INFER. ``outputs`` has one
     encoded :class:`~clockwork_serve.messages.requests.Tensors` per call if OK; else ``message`` says why not.
     ``once_ns`` of the time was spent on work that the next action of the kind does not repeat, such as
-    verifying a file.
+    verifying a file. ``transfer_in_ns`` and ``transfer_out_ns``: how long it took over a network until inputs
+    were there, without waiting for those before them, and after its end; 0 on one host.
     """
 
     action_id: int
@@ -136,6 +137,8 @@ class Result(Struct, frozen=True, kw_only=True, array_like=True, tag="result"):
     outputs: tuple[bytes, ...] = ()
     message: str = ""
     once_ns: int = 0
+    transfer_in_ns: int = 0
+    transfer_out_ns: int = 0
 
     @property
     def lane_ns(self) -> int:

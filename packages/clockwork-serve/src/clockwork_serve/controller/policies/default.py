@@ -301,12 +301,9 @@ class DefaultScheduler(PaperScheduler):
     def _top_up_exec(self, agenda: Agenda, now_ns: int) -> None:
         device, heap = agenda.device, agenda.heap
         lane, sent = device.exec, device.exec.outstanding
-        reach_ns, late_ns = lane.network_ns + MARGIN_NS, now_ns - lane.head_end_ns
-        while True:
-            while heap and heap[0][2].key_ns != heap[0][0]:
-                heappop(heap)
-            if not heap:
-                return
+        reach_ns = lane.network_ns + device.delays.transfer_out_ns + MARGIN_NS  # results come so much later
+        late_ns = now_ns - lane.head_end_ns
+        while agenda.top() is not None:
             start_ns = lane.available_ns(now_ns)
             # Full: it has work for as long as the next action takes to arrive, or its running action is so
             # late that its end cannot be predicted.

@@ -7,13 +7,13 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 from msgspec import structs
 
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import (
+    Action,
     ArtefactDamaged,
     Beat,
     CodeAdded,
@@ -40,7 +40,6 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.serve.remote.link import MachineLink
 from clockwork_serve.serve.remote.tensor_link import decode
-from clockwork_serve.serve.remote.tensors import Key, LaneTiming, key_of
 from clockwork_serve.serve.remote.transfer import code_parts, no_parts, weights_parts
 from clockwork_serve.serve.transport import Link, OnFrames, OnLost, hello
 
@@ -189,46 +188,37 @@ class Peer(ABC):
 
 
 # ------------------------------------------------------------
-# The actions in flight on one remote worker. Tensors go straight between it and gateways; what they took is
-# part of the durations that the controller sees.
+# The actions in flight on one remote worker. Tensors go straight between it and gateways.
 
 
 def not_after(result: Result, now_ns: int) -> Result:
-    """The result of a LOAD or UNLOAD, moved so that it does not end in the future: clocks have an error."""
+    """A result, moved so that it does not end in the future: clocks have an error."""
     ahead_ns = result.ended_ns - now_ns
     if ahead_ns <= 0:
         return result
     return structs.replace(result, started_ns=result.started_ns - ahead_ns, ended_ns=now_ns)
 
 
-@dataclass(slots=True)
-class _Sent:
-    """An action without a result; ``key`` of an INFER."""
-
-    action: Load | Unload | Infer
-    at_ns: int
-    key: Key = ("", 0, 0)
-
-
 class Actions:
-    """The actions in flight on one worker. For one thread."""
+    """The actions in flight on one worker, which has one device. For one thread.
+
+    What messages take is added to the time that tensors took: the controller plans with both.
+    """
 
     def __init__(self) -> None:
-        self._sent: dict[int, _Sent] = {}  # all and only actions in flight that were sent here
+        self._sent: dict[int, Action] = {}  # all and only actions in flight that were sent here
+        self._alone: tuple[int, int] = (0, 0)  # the last INFER sent to an idle lane, and when
+        self._way_ns = 0  # what messages take there and back, a mean over such INFERs
         self._adopted: dict[int, str] = {}  # devices of those that run since an earlier controller, by action
-        self._timing: dict[str, LaneTiming] = {}  # by device
 
     def __len__(self) -> int:
         return len(self._sent) + len(self._adopted)
 
-    def send(self, action: Load | Unload | Infer, now_ns: int) -> Load | Unload | Infer:
-        """The action as it is to be sent."""
-        if not isinstance(action, Infer):
-            self._sent[action.action_id] = _Sent(action, now_ns)
-            return action
-        key = key_of(action)
-        self._sent[action.action_id] = _Sent(action, now_ns, key)
-        return self._of(action.device).ordered(action, key)
+    def sent(self, action: Action, now_ns: int) -> None:
+        """The worker is to execute an action."""
+        if isinstance(action, Infer) and not any(isinstance(one, Infer) for one in self._sent.values()):
+            self._alone = (action.action_id, now_ns)
+        self._sent[action.action_id] = action
 
     def adopt(self, joined: WorkerJoined) -> None:
         """The worker runs actions that an earlier controller sent, and will send their results here."""
@@ -239,33 +229,37 @@ class Actions:
         """The result for the controller. Raises :class:`TransportError` if no such action is in flight."""
         if self._adopted.pop(result.action_id, None) == result.device:
             return not_after(structs.replace(result, outputs=()), now_ns)  # it answers nobody
-        sent = self._sent.pop(result.action_id, None)
-        if sent is None or sent.action.device != result.device:
+        action = self._sent.pop(result.action_id, None)
+        if action is None or action.device != result.device:
             raise TransportError(f"it sent a result of action {result.action_id}, which it was not given")
-        if not isinstance(sent.action, Infer):
-            return not_after(result, now_ns)
-        written = 0
-        if result.status is Status.OK:
+        if isinstance(action, Infer) and result.status is Status.OK:
             try:
-                written = _output_bytes(sent.action, result)
+                _check_outputs(action, result)
             except TransportError as error:
-                result = structs.replace(
-                    result, status=Status.DEVICE_FAULT, message=f"outputs: {error}", outputs=()
-                )
-        return self._of(result.device).ended(result, sent.key, sent.at_ns, now_ns, written)
+                message = f"outputs: {error}"
+                result = structs.replace(result, status=Status.DEVICE_FAULT, message=message, outputs=())
+            result = self._with_messages(result, now_ns)
+        return not_after(result, now_ns)
 
-    def _of(self, device: str) -> LaneTiming:
-        return self._timing.setdefault(device, LaneTiming())
+    def _with_messages(self, result: Result, now_ns: int) -> Result:
+        action_id, sent_ns = self._alone
+        if action_id == result.action_id:  # nothing was before it, so what is unexplained are messages
+            way_ns = now_ns - sent_ns - result.transfer_in_ns - result.lane_ns - result.transfer_out_ns
+            way_ns = max(0, way_ns)
+            self._way_ns = (3 * self._way_ns + way_ns) // 4 if self._way_ns else way_ns
+        return structs.replace(
+            result, transfer_in_ns=result.transfer_in_ns + self._way_ns // 2,
+            transfer_out_ns=result.transfer_out_ns + self._way_ns // 2,
+        )  # fmt: skip
 
 
-def _output_bytes(action: Infer, result: Result) -> int:
-    """The bytes of outputs. Raises :class:`TransportError` if one may be elsewhere than in its room."""
+def _check_outputs(action: Infer, result: Result) -> None:
+    """Raise :class:`TransportError` if an output may be elsewhere than in its room."""
     if len(result.outputs) != len(action.calls):
         raise TransportError(f"expected those of {len(action.calls)} calls, found {len(result.outputs)}")
     found = [decode(encoded) for encoded in result.outputs]
     if any(tensors.region for tensors in found):
         raise TransportError("expected them in the rooms of their requests, found others")
-    return sum([ref.nbytes for tensors in found for ref in tensors.refs])
 
 
 # ------------------------------------------------------------
@@ -334,7 +328,8 @@ class WorkerPeer(Peer):
                 case Beat():
                     link.send(frame)  # answered here: the link to the worker has heartbeats of its own
                 case Load() | Unload() | Infer():
-                    self.link.send(self._actions.send(frame, now_ns))
+                    self._actions.sent(frame, now_ns)
+                    self.link.send(frame)
                 case RetainWeights():
                     self.link.send(frame)
                 case CodeAdded():

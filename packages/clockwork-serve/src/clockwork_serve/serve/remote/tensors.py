@@ -18,7 +18,7 @@ from msgspec import structs
 
 from clockwork_serve.config.values import split_address
 from clockwork_serve.errors import TransportError
-from clockwork_serve.messages import Infer, Result, Status, TensorRef, Tensors, Window
+from clockwork_serve.messages import Infer, Result, Status, TensorRef, Tensors
 from clockwork_serve.serve.remote.config import ClusterContext
 from clockwork_serve.serve.remote.link import dial
 from clockwork_serve.serve.remote.tensor_link import (
@@ -37,7 +37,7 @@ from clockwork_serve.serve.remote.tensor_link import (
     stretches,
 )
 from clockwork_serve.serve.shm import HEADER_BYTES, NO_EPOCH, Region, memory_of, write_epoch
-from clockwork_serve.units import NS_PER_S, align, us
+from clockwork_serve.units import NS_PER_S, align
 
 RECONNECT_S: Final = 0.05
 RECONNECT_S_MAX: Final = 1.0  # the pause between attempts to connect doubles up to this
@@ -51,71 +51,47 @@ _log = logging.getLogger(__name__)
 
 
 # ------------------------------------------------------------
-# The duration of an INFER whose tensors come over a network as the controller should see it: with the time
-# that inputs and outputs took, so that this becomes part of the estimates.
+# The duration of an INFER whose tensors come over a network, as the controller should see it.
+#
+# The inputs of one come while the one before it runs: a pipeline of two stages, whose rate the slower one
+# bounds. So an INFER counts as long on its lane as its execution or the transfer of its inputs, whichever is
+# longer; what else the network takes is a delay before and after, and no other action waits for it.
 
 
-KEYS_MAX: Final = 1024  # for how many kinds of INFERs the network time is remembered
-_FADE: Final = 8  # the longest network time decays by this part with each sample that is shorter
-DELAY_NS: Final = us(1500)
-"""Of the way there and back, so much is a delay as the controller measures it, for any device: it plans with
-it, and does not count it as time of the lane, which another action may have meanwhile."""
+KINDS_MAX: Final = 1024  # of how many kinds of INFERs the transfer time is remembered
+_FADE: Final = 8  # a mean is over about so many of them
 
-Key = tuple[str, int, int]  # the kind of an INFER: code, batch size, bytes of inputs
+Kind = tuple[str, int, int]  # of an INFER: code, batch size, bytes of inputs
 
 
 class LaneTiming:
-    """The timing of the INFERs of one device."""
+    """The timing of the INFERs of one device whose tensors come over a network."""
 
     def __init__(self) -> None:
-        self.ended_ns = 0  # when the last result was known
-        self._way_ns: dict[Key, int] = {}  # how long inputs took lately
+        self._arrived_ns = 0  # when the last inputs had come
+        self._transfer_ns: dict[Kind, int] = {}  # how long those of a kind take by themselves, a mean
 
-    def ordered(self, action: Infer, key: Key) -> Infer:
-        """An INFER with its window extended by the time that its inputs take on the network."""
-        way_ns = self._way_ns.get(key, 0)
-        if not way_ns:
-            return action
-        window = Window(action.window.earliest_ns, action.window.latest_ns + way_ns)
-        return structs.replace(action, window=window)
+    def inputs_arrived(self, kind: Kind, asked_ns: int, now_ns: int) -> int:
+        """All inputs of an INFER that was received at ``asked_ns`` are here; returns how long they took."""
+        # The network was for those before it until these had come.
+        took_ns = max(0, now_ns - max(asked_ns, self._arrived_ns))
+        self._arrived_ns = now_ns
+        mean_ns = self._transfer_ns.pop(kind, took_ns)
+        if len(self._transfer_ns) >= KINDS_MAX:
+            del self._transfer_ns[next(iter(self._transfer_ns))]
+        self._transfer_ns[kind] = mean_ns + (took_ns - mean_ns) // _FADE
+        return took_ns
 
-    def ended(self, result: Result, key: Key, sent_ns: int, now_ns: int, output_bytes: int) -> Result:
-        """The result, complete at ``now_ns``, of an INFER sent at ``sent_ns``, with instants of our clock."""
-        if result.status is not Status.OK:
-            return structs.replace(result, started_ns=now_ns, ended_ns=now_ns)
-        lane_ns = max(0, result.lane_ns)
-        # Since the result before this one it had the lane, or the network, for itself.
-        started_ns = min(max(sent_ns, self.ended_ns), now_ns - lane_ns)
-        self.ended_ns = now_ns
-        over_ns = now_ns - started_ns - lane_ns
-        in_ns = over_ns * (key[2] + 1) // (key[2] + output_bytes + 2)
-        self._learn(key, in_ns)
-        delay_ns = min(over_ns, DELAY_NS)
-        in_delay_ns = delay_ns * in_ns // max(1, over_ns)
-        out_delay_ns = delay_ns - in_delay_ns
+    def ended(self, result: Result, kind: Kind, transfer_in_ns: int, now_ns: int) -> Result:
+        """The result of an INFER whose outputs are in their gateways at ``now_ns``."""
+        more_ns = max(0, self._transfer_ns.get(kind, 0) - result.lane_ns)
         return structs.replace(
-            result, started_ns=started_ns + in_delay_ns, ended_ns=now_ns - out_delay_ns,
-            input_ns=result.input_ns + in_ns - in_delay_ns,
-            output_ns=result.output_ns + over_ns - in_ns - out_delay_ns,
+            result, started_ns=result.started_ns - more_ns, input_ns=result.input_ns + more_ns,
+            transfer_in_ns=transfer_in_ns, transfer_out_ns=max(0, now_ns - result.ended_ns),
         )  # fmt: skip
 
-    def _learn(self, key: Key, in_ns: int) -> None:
-        old_ns = self._way_ns.pop(key, 0)
-        if len(self._way_ns) >= KEYS_MAX:
-            del self._way_ns[next(iter(self._way_ns))]
-        self._way_ns[key] = max(in_ns, old_ns - old_ns // _FADE)
 
-
-def key_of(action: Infer) -> Key:
-    """The kind of an INFER."""
-    try:
-        calls = [decode(call.tensors) for call in action.calls]
-    except TransportError:
-        calls = []  # its lane says what is wrong with it
-    return _key(action, calls)
-
-
-def _key(action: Infer, calls: Sequence[Tensors]) -> Key:
+def _kind(action: Infer, calls: Sequence[Tensors]) -> Kind:
     return (action.code_id, action.batch, sum([ref.nbytes for tensors in calls for ref in tensors.refs]))
 
 
@@ -314,15 +290,15 @@ class _Slot:
 
     region: Region
     action: Infer
-    key: Key
-    sent_ns: int
+    kind: Kind
+    asked_ns: int
+    transfer_in_ns: int = 0
     servers: list[tuple[str, int] | None] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
     open: dict[int, TensorSource] = field(default_factory=dict)  # transfers that have not ended
     timer: asyncio.TimerHandle | None = None
     result: Result | None = None  # OK, while its outputs are being written
     outputs: list[bytes] = field(default_factory=list)
-    output_bytes: int = 0
 
     def stop(self) -> None:
         """End all transfers."""
@@ -347,7 +323,7 @@ class RemoteTensors:
 
     ``post`` hands an INFER to the lanes, ``send`` sends a result. With a ``server``, the host that the worker
     joined from another machine, all are elsewhere, and gateways of that host name only their port. Without,
-    only those are that no process of this host can map, and their way is added to durations here.
+    only those are that no process of this host can map.
     """
 
     def __init__(
@@ -385,10 +361,7 @@ class RemoteTensors:
         away = [tensors for tensors in calls if self.server or not tensors.region]
         if not away or not all(SERVER.fullmatch(tensors.server) for tensors in away):
             return False
-        key = _key(action, calls)
-        slot = _Slot(self._region, action, key, time.monotonic_ns())
-        if not self.server:
-            slot.action = self._timing.setdefault(action.device, LaneTiming()).ordered(action, key)
+        slot = _Slot(self._region, action, _kind(action, calls), time.monotonic_ns())
         reads = self._place(slot, calls)
         self._slots[action.action_id] = slot
         if reads is None:
@@ -406,8 +379,6 @@ class RemoteTensors:
         """The result to send now, if any: one with outputs is sent once these are in their gateways."""
         slot = self._slots.get(result.action_id)
         if slot is None:
-            if (timing := self._timing.get(result.device)) is not None:
-                timing.ended_ns = max(timing.ended_ns, result.ended_ns)
             return result
         if result.status is not Status.OK:
             return self._finished(slot, result)
@@ -503,6 +474,8 @@ class RemoteTensors:
         if how is not TransferKind.LAST:
             self._fail(slot, Status.INPUT_GONE, GONE)
         elif not slot.open:
+            now_ns = time.monotonic_ns()
+            slot.transfer_in_ns = self._of(slot).inputs_arrived(slot.kind, slot.asked_ns, now_ns)
             self._pass_on(slot)
 
     def _wait(self, slot: _Slot) -> None:
@@ -523,7 +496,6 @@ class RemoteTensors:
         memory = memory_of(found, slot.region)
         targets = tuple([moved(ref, ref.offset - found.output_offset) for ref in found.refs])
         slot.outputs[at] = outputs_there(targets)
-        slot.output_bytes += sum([ref.nbytes for ref in targets])
         ended = partial(self._written, slot)
         self._begin(slot, server, Transfer(epoch, memory, found.refs, targets, ended, writes=True))
 
@@ -542,10 +514,12 @@ class RemoteTensors:
         """The result to be sent, of an INFER whose memory is not needed any more."""
         del self._slots[result.action_id]
         slot.free()
-        timing = self._timing.get(result.device)
-        if timing is None:
+        if result.status is not Status.OK:
             return result
-        return timing.ended(result, slot.key, slot.sent_ns, time.monotonic_ns(), slot.output_bytes)
+        return self._of(slot).ended(result, slot.kind, slot.transfer_in_ns, time.monotonic_ns())
+
+    def _of(self, slot: _Slot) -> LaneTiming:
+        return self._timing.setdefault(slot.action.device, LaneTiming())
 
     def _fail(self, slot: _Slot, status: Status, why: str) -> None:
         self._send(self._finished(slot, _refusal(slot.action, status, why)))
