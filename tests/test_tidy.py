@@ -69,7 +69,7 @@ ONE_IMPORTER = {
     "serve.serve.processes.bridge": "a process is a module, started by its name",
 }  # fmt: skip
 """Modules that are short and have one importer, and why."""
-SAME_NAMES = {"Claim", "Result", "Tally"}
+SAME_NAMES = {"Result"}
 """Classes of two distributions each: what users of the client import is called as they expect it."""
 EMPTY_NAMES = {"utils", "util", "common", "manager", "helper", "helpers", "misc", "handler", "data", "info"}
 PROMISES = re.compile(r"\b(?:TO" + r"DO|FIX" + r"ME|XX" + r"X|HACK)\b|NotImplemented" + "Error")

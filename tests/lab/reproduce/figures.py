@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Series, SeriesRole, points
+from clockwork_lab.reproduce.figure import Figure, Panel, PaperClaim, Series, SeriesRole, points
 
 PAPER = Series(name="published", role=SeriesRole.PAPER, points=points([(10, 140), (25, 742)]))
 OURS = Series(name="default", role=SeriesRole.DEFAULT, points=points([(10, 1 / 3), (50, None)]))
 LIMIT = Series(name="limit", role=SeriesRole.LIMIT, points=points([(10, 681.4)]))
 
-MET = Claim(name="goodput", paper=140, ours=650, sense=">=", target=600)
-MISSED = Claim(name="agreement", paper=801, ours=700, sense="+-", target=801, tolerance=80.1)
+MET = PaperClaim(name="goodput", paper=140, ours=650, sense=">=", target=600)
+MISSED = PaperClaim(name="agreement", paper=801, ours=700, sense="+-", target=801, tolerance=80.1)
 
 
 def figure(panels: int = 2) -> Figure:

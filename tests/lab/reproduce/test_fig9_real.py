@@ -18,7 +18,7 @@ from clockwork_lab.reproduce.fig9_real import (
     fig9_real,
     panels,
 )
-from clockwork_lab.reproduce.figure import Claim
+from clockwork_lab.reproduce.figure import PaperClaim
 from clockwork_lab.reproduce.real_requests import Accounting, Requests
 from clockwork_lab.reproduce.run import FigureRun
 from clockwork_serve.messages import Answer, Delivered, Frame, Outcome, Request
@@ -31,7 +31,7 @@ def counted(**counts: int) -> TimeBucket:
     return TimeBucket(2.0, Accounting(**counts), (1.0, 0.5, 0.25, 0.5))
 
 
-def ours(found: list[Claim]) -> dict[str, tuple[float | None, bool]]:
+def ours(found: list[PaperClaim]) -> dict[str, tuple[float | None, bool]]:
     return {claim.name.split(";")[0].split(":")[0]: (claim.ours, claim.met) for claim in found}
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from clockwork_lab.reproduce.figure import Claim, SeriesRole, curve, value
+from clockwork_lab.reproduce.figure import PaperClaim, SeriesRole, curve, value
 from tests.lab.reproduce.figures import OURS, figure
 
 
@@ -48,7 +48,7 @@ def test_numbers_are_rounded_to_six_digits_and_none_stays():
     ],
 )  # fmt: skip
 def test_a_claim_is_met_as_its_sense_says(sense: str, ours: float | None, met: bool):
-    assert Claim(name="", paper=None, ours=ours, sense=sense, target=10.0, tolerance=1.0).met is met
+    assert PaperClaim(name="", paper=None, ours=ours, sense=sense, target=10.0, tolerance=1.0).met is met
 
 
 def test_a_series_tells_its_value_where_it_has_one():

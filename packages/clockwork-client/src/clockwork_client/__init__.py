@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         ModelStatistics,
         Result,
         ServerMetadata,
-        Tally,
+        StatisticDuration,
         TensorMetadata,
     )
     from clockwork_client.errors import (
@@ -39,13 +39,13 @@ __version__ = "0.2.0"
 __all__ = [
     "AsyncClient", "Client", "Denied", "Disconnected", "Expired", "Failed", "Invalid", "ModelMetadata",
     "ModelState", "ModelStatistics", "NotServing", "Rejected", "Result", "ServerMetadata", "ServingError",
-    "Tally", "TensorMetadata",
+    "StatisticDuration", "TensorMetadata",
 ]  # fmt: skip
 
 _MODULE_OF: Final = {
     "AsyncClient": "asynchronous", "Client": "blocking",
     "ModelMetadata": "calls", "ModelState": "calls", "ModelStatistics": "calls", "Result": "calls",
-    "ServerMetadata": "calls", "Tally": "calls", "TensorMetadata": "calls",
+    "ServerMetadata": "calls", "StatisticDuration": "calls", "TensorMetadata": "calls",
     "Denied": "errors", "Disconnected": "errors", "Expired": "errors", "Failed": "errors",
     "Invalid": "errors", "NotServing": "errors", "Rejected": "errors", "ServingError": "errors",
 }  # fmt: skip

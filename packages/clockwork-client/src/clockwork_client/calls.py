@@ -102,7 +102,7 @@ class ModelState(Struct, frozen=True):
     reason: str = ""
 
 
-class Tally(Struct, frozen=True):
+class StatisticDuration(Struct, frozen=True):
     """A count of events and their total duration."""
 
     count: int = 0
@@ -117,7 +117,7 @@ class ModelStatistics(Struct, frozen=True):
     last_inference: int = 0
     inference_count: int = 0
     execution_count: int = 0
-    inference_stats: dict[str, Tally] = {}
+    inference_stats: dict[str, StatisticDuration] = {}
     batch_stats: list[dict[str, Any]] = []
 
 

@@ -18,12 +18,12 @@ from clockwork_client import (
     Result,
     ServerMetadata,
     ServingError,
-    Tally,
+    StatisticDuration,
     TensorMetadata,
 )
 
 __all__ = [
     "AsyncClient", "Client", "Denied", "Disconnected", "Expired", "Failed", "Invalid", "ModelMetadata",
     "ModelState", "ModelStatistics", "NotServing", "Rejected", "Result", "ServerMetadata", "ServingError",
-    "Tally", "TensorMetadata",
+    "StatisticDuration", "TensorMetadata",
 ]  # fmt: skip

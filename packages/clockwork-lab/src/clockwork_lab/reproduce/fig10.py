@@ -17,7 +17,7 @@ from msgspec import Struct, field, structs
 
 from clockwork_client import Client, ServingError
 from clockwork_lab.reproduce.fig2 import INPUT_SHAPE, write_model
-from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Series, SeriesRole, curve, points
+from clockwork_lab.reproduce.figure import Figure, Panel, PaperClaim, Series, SeriesRole, curve, points
 from clockwork_lab.reproduce.run import FigureRun
 from clockwork_serve.config import Settings
 from clockwork_serve.controller import POLICIES, ControllerConfig
@@ -145,7 +145,7 @@ def _real(
     return Series(name=name, role=role, variant=variant, points=pairs)
 
 
-def _claims(errors: dict[str, Errors]) -> list[Claim]:
+def _claims(errors: dict[str, Errors]) -> list[PaperClaim]:
     """Tails as a share of the duration; the published ones against ResNet50's."""
     claims = []
     for kind in KINDS:
@@ -154,7 +154,7 @@ def _claims(errors: dict[str, Errors]) -> list[Claim]:
             assert published is not None
             share = dict(tail(errors[kind].shares(), over=over, unit=0.01)).get(99.0)
             claims.append(
-                Claim(name=f"{kind} duration, p99 {side}, % of the duration", ours=share, sense="<=",
+                PaperClaim(name=f"{kind} duration, p99 {side}, % of the duration", ours=share, sense="<=",
                       paper=100 * published / PUBLISHED_MS[kind], target=SHARE_MOST)
             )  # fmt: skip
     return claims

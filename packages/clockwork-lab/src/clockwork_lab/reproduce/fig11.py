@@ -11,7 +11,7 @@ from msgspec import Struct, structs
 
 from clockwork_lab.reproduce import fig11_real
 from clockwork_lab.reproduce.fig9 import FUNCTIONS, SLO_MS, model_sets
-from clockwork_lab.reproduce.figure import Claim, Figure, Panel, SeriesRole, curve, value
+from clockwork_lab.reproduce.figure import Figure, Panel, PaperClaim, SeriesRole, curve, value
 from clockwork_lab.reproduce.players import Player, named, players, soloists
 from clockwork_lab.reproduce.run import FigureRun
 from clockwork_serve.units import ms
@@ -137,7 +137,7 @@ def _measure(run: FigureRun, player: Player, workers: int, step_s: float) -> Rea
 
 def _claims(
     workers: tuple[int, ...], everyone: tuple[Player, ...], found: dict[tuple[str, int], Reached]
-) -> list[Claim]:
+) -> list[PaperClaim]:
     claims = []
     for player in everyone:
         most = max(workers, key=lambda count: found[player.name, count].peak_rps)
@@ -145,12 +145,12 @@ def _claims(
         if player.role is SeriesRole.MENDED:
             continue
         claims.append(
-            Claim(name=f"peak goodput on virtual time, at {most} workers: {player.name}",
+            PaperClaim(name=f"peak goodput on virtual time, at {most} workers: {player.name}",
                   paper=value("fig11", "Clockwork", "goodput_rps", 110.0), ours=reached.peak_rps, sense=">=",
                   target=value("fig11", "Clockwork", "goodput_rps", min(110.0, float(most))))
         )  # fmt: skip
         if player.role is SeriesRole.DEFAULT:
             name = f"requests/s that one core carries at {most} workers, world and all: {player.name}"
             carried = 1 / reached.cpu_s if reached.cpu_s else None
-            claims.append(Claim(name=name, paper=None, ours=carried, sense=">=", target=BRAIN_RPS))
+            claims.append(PaperClaim(name=name, paper=None, ours=carried, sense=">=", target=BRAIN_RPS))
     return claims

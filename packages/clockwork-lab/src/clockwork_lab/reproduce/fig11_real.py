@@ -16,7 +16,7 @@ import uvloop
 from msgspec import structs
 
 from clockwork_lab.reproduce.fig9 import SLO_MS
-from clockwork_lab.reproduce.figure import Claim, Panel, Series, SeriesRole, curve, points, value
+from clockwork_lab.reproduce.figure import Panel, PaperClaim, Series, SeriesRole, curve, points, value
 from clockwork_lab.reproduce.players import Player
 from clockwork_lab.reproduce.real_controller import Processes, processes
 from clockwork_lab.reproduce.real_requests import Accounting, Requests
@@ -118,17 +118,21 @@ def panels(found: dict[int, list[RateStep]]) -> tuple[Panel, ...]:
     )
 
 
-def claims(found: dict[int, list[RateStep]]) -> list[Claim]:
+def claims(found: dict[int, list[RateStep]]) -> list[PaperClaim]:
     """The goal for a whole machine, and what the controller alone could serve."""
     top = best([step for steps in found.values() for step in steps])
     paper = value("fig11", "Clockwork", "goodput_rps", 110.0)
     cores = len(os.sched_getaffinity(0))
     carried = top.accounting.offered / top.controller_s if top.controller_s else None
     return [
-        Claim(name=f"goodput in real time through sockets, at {top.devices} devices, {cores} cores for all",
-              paper=paper, ours=top.good_rps, sense=">=", target=GOAL_RPS),
-        Claim(name="requests/s through sockets that one core carries, by the controller's CPU time then",
-              paper=None, ours=carried, sense=">=", target=GOAL_RPS),
+        PaperClaim(
+            name=f"goodput in real time through sockets, at {top.devices} devices, {cores} cores for all",
+            paper=paper, ours=top.good_rps, sense=">=", target=GOAL_RPS,
+        ),
+        PaperClaim(
+            name="requests/s through sockets that one core carries, by the controller's CPU time then",
+            paper=None, ours=carried, sense=">=", target=GOAL_RPS,
+        ),
     ]  # fmt: skip
 
 

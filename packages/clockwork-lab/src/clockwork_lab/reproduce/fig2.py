@@ -21,7 +21,7 @@ from msgspec import Struct, structs
 from onnx import TensorProto, helper
 
 from clockwork_lab.demo.graphs import Graph
-from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Series, SeriesRole, curve, points, value
+from clockwork_lab.reproduce.figure import Figure, Panel, PaperClaim, Series, SeriesRole, curve, points, value
 from clockwork_lab.reproduce.run import FigureRun
 from clockwork_serve.devices import CallBuffers, Device, DeviceConfig, build
 from clockwork_serve.messages import Call, Extent, Infer, Load, Window
@@ -89,9 +89,9 @@ def fig2(run: FigureRun) -> Figure:
                    _published("max", "latency_ms", value("fig2", "median", "latency_ms", 1.0)), y_log=True),
         ),
         claims=(
-            Claim(name="isolated: p99 of the CPU time over its median", paper=2.9014 / 2.9005,
+            PaperClaim(name="isolated: p99 of the CPU time over its median", paper=2.9014 / 2.9005,
                   ours=cpu[2][1], sense="<=", target=STEADY),
-            Claim(name="16 threads: longest latency over the median of one", paper=166 / 2.90,
+            PaperClaim(name="16 threads: longest latency over the median of one", paper=166 / 2.90,
                   ours=crowds[16].most_ms / first.median_ms, sense=">=", target=UNSTEADY),
         ),
         notes=(

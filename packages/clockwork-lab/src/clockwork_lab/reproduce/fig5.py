@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clockwork_lab.oracle.bound import closed_loop_limit_rps
-from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Series, SeriesRole, curve, points, value
+from clockwork_lab.reproduce.figure import Figure, Panel, PaperClaim, Series, SeriesRole, curve, points, value
 from clockwork_lab.reproduce.players import GOAL_CAP, Player, dominance_claims
 from clockwork_lab.reproduce.run import FigureRun
 from clockwork_serve.sim import Tally
@@ -104,7 +104,7 @@ def _quantile_ms(tally: Tally, share: float) -> float:
     return to_ms(both.quantile_ns(share))
 
 
-def _claims(everyone: Sequence[Player], slos: Sequence[float], rates: Values) -> list[Claim]:
+def _claims(everyone: Sequence[Player], slos: Sequence[float], rates: Values) -> list[PaperClaim]:
     claims = []
     for slo in slos:
         published = value("fig5", "Clockwork", "goodput_rps", slo)
@@ -112,8 +112,8 @@ def _claims(everyone: Sequence[Player], slos: Sequence[float], rates: Values) ->
             ours = rates[player.name, slo]
             name = f"goodput at {slo:g} ms: {player.name}"
             if player.agrees:
-                claims.append(Claim.near(name, published, ours, AGREEMENT * published))
+                claims.append(PaperClaim.near(name, published, ours, AGREEMENT * published))
             elif player.ours:
                 target = TARGETS_RPS[slo]
-                claims.append(Claim(name=name, paper=published, ours=ours, sense=">=", target=target))
+                claims.append(PaperClaim(name=name, paper=published, ours=ours, sense=">=", target=target))
     return claims

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Series, SeriesRole, curve, points, value
+from clockwork_lab.reproduce.figure import Figure, Panel, PaperClaim, Series, SeriesRole, curve, points, value
 from clockwork_lab.reproduce.limits import OTHERS_WEIGH, LimitStretch, bound, stretches
 from clockwork_lab.reproduce.players import Player, dominance_claims
 from clockwork_lab.reproduce.run import FigureRun
@@ -128,7 +128,9 @@ def _limit(run: FigureRun, lead_s: float, hour_s: float) -> Series:
     return Series(name="limit", role=SeriesRole.LIMIT, points=points(zip(minutes, values, strict=True)))
 
 
-def _claims(everyone: Sequence[Player], tallies: dict[str, Tally], major: Panel, minor: Panel) -> list[Claim]:
+def _claims(
+    everyone: Sequence[Player], tallies: dict[str, Tally], major: Panel, minor: Panel
+) -> list[PaperClaim]:
     claims = []
     for player in everyone:
         own_major, own_minor = (_own(panel, player) for panel in (major, minor))
@@ -137,9 +139,11 @@ def _claims(everyone: Sequence[Player], tallies: dict[str, Tally], major: Panel,
                 about = f"{name} at {minute:g} min: {player.name}"
                 ours = at_minute(own, minute)
                 if player.agrees:
-                    claims.append(Claim.near(about, published, ours, AGREEMENT * published))
+                    claims.append(PaperClaim.near(about, published, ours, AGREEMENT * published))
                 elif player.ours and own is own_major:
-                    claims.append(Claim(name=about, paper=published, ours=ours, sense=">=", target=published))
+                    claims.append(
+                        PaperClaim(name=about, paper=published, ours=ours, sense=">=", target=published)
+                    )
         if player.ours:
             claims += _own_claims(player, tallies[player.name], major, own_major, own_minor)
     return claims + dominance_claims([major], everyone)
@@ -155,17 +159,19 @@ def _published_minutes(name: str) -> list[tuple[float, float]]:
     return [(point.x, point.y) for point in found if point.x >= 0 and point.y is not None]
 
 
-def _own_claims(player: Player, tally: Tally, major: Panel, own: Series, own_minor: Series) -> list[Claim]:
+def _own_claims(
+    player: Player, tally: Tally, major: Panel, own: Series, own_minor: Series
+) -> list[PaperClaim]:
     limit = next(series for series in major.series if series.role is SeriesRole.LIMIT).at(58.0) or 0.0
     longest_ms = max(to_ms(count.answered.max_ns) for count in tally.loads)
     return [
-        Claim(name=f"Major goodput at 58 min against the limit: {player.name}",
+        PaperClaim(name=f"Major goodput at 58 min against the limit: {player.name}",
               paper=value("fig6", "Major goodput", "goodput_rps", 58.0), ours=at_minute(own, 58.0),
               sense=">=", target=0.97 * limit),
-        Claim(name=f"Minor goodput at 58 min: {player.name}",
+        PaperClaim(name=f"Minor goodput at 58 min: {player.name}",
               paper=value("fig6", "Minor goodput", "goodput_rps", 58.0), ours=at_minute(own_minor, 58.0),
               sense="+-", target=MINOR_RPS, tolerance=0.05 * MINOR_RPS),
-        Claim(name=f"longest latency of a good answer (ms): {player.name}", paper=96.6, ours=longest_ms,
+        PaperClaim(name=f"longest latency of a good answer (ms): {player.name}", paper=96.6, ours=longest_ms,
               sense="<=", target=SLO_MS),
     ]  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Series, SeriesRole, curve, points
+from clockwork_lab.reproduce.figure import Figure, Panel, PaperClaim, Series, SeriesRole, curve, points
 from clockwork_lab.reproduce.limits import LimitStretch, satisfactions, stretches
 from clockwork_lab.reproduce.players import Player, dominance_claims
 from clockwork_lab.reproduce.run import FigureRun
@@ -103,7 +103,7 @@ def satisfaction_panel(name: str, series: Sequence[Series]) -> Panel:
 
 def _claims(
     cases: Sequence[Case], everyone: Sequence[Player], found: dict[tuple[str, Case], list[float]]
-) -> list[Claim]:
+) -> list[PaperClaim]:
     claims = []
     for models, rate in cases:
         published = curve("fig7", f"N={models} R={rate}", "satisfaction")
@@ -113,8 +113,8 @@ def _claims(
                 assert paper is not None
                 name = f"N={models} R={rate} at {slo:g} ms: {player.name}"
                 if player.agrees and slo > AGREES_ABOVE_MS:
-                    claims.append(Claim.near(name, paper, ours, AGREEMENT))
+                    claims.append(PaperClaim.near(name, paper, ours, AGREEMENT))
                 target = TARGETS[models].get(slo) if rate == max(rate for _, rate in CASES) else None
                 if player.ours and target is not None:
-                    claims.append(Claim(name=name, paper=paper, ours=ours, sense=">=", target=target))
+                    claims.append(PaperClaim(name=name, paper=paper, ours=ours, sense=">=", target=target))
     return claims

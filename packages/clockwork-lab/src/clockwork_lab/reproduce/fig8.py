@@ -18,7 +18,7 @@ from clockwork_lab.reproduce.fig7 import (
     satisfied,
     stepped_loads,
 )
-from clockwork_lab.reproduce.figure import Claim, Figure, Panel, curve
+from clockwork_lab.reproduce.figure import Figure, Panel, PaperClaim, curve
 from clockwork_lab.reproduce.players import Player
 from clockwork_lab.reproduce.run import FigureRun
 from clockwork_serve.sim import Tally
@@ -96,7 +96,7 @@ def _goodput_panel(case: str, everyone: Sequence[Player], tallies: Tallies, step
     )  # fmt: skip
 
 
-def _claims(everyone: Sequence[Player], tallies: Tallies, step_s: float) -> list[Claim]:
+def _claims(everyone: Sequence[Player], tallies: Tallies, step_s: float) -> list[PaperClaim]:
     """The floors beside 12 batch clients, for our policy at the larger cap; the paper's shape as released."""
     case = "12 batch clients of 16"
     published = curve("fig8", CASES[case][2], "satisfaction")
@@ -110,13 +110,13 @@ def _claims(everyone: Sequence[Player], tallies: Tallies, step_s: float) -> list
             if player.ours and slo in FLOORS:
                 floor, floor_rps = FLOORS[slo]
                 claims += [
-                    Claim(name=name, paper=paper, ours=ours, sense=">=", target=floor),
-                    Claim(name=f"batch goodput at {slo:g} ms, {case}: {player.name}",
+                    PaperClaim(name=name, paper=paper, ours=ours, sense=">=", target=floor),
+                    PaperClaim(name=f"batch goodput at {slo:g} ms, {case}: {player.name}",
                           paper=published_rps.at(slo), ours=rate, sense=">=", target=floor_rps),
                 ]  # fmt: skip
             if player.agrees and slo in {6.53, 22.0, 33.0, 49.6}:
                 sense, target = ("<=", 0.2) if slo < 10 else (">=", 0.98)
                 claims.append(
-                    Claim(name=f"shape: {name}", paper=paper, ours=ours, sense=sense, target=target)
+                    PaperClaim(name=f"shape: {name}", paper=paper, ours=ours, sense=sense, target=target)
                 )
     return claims

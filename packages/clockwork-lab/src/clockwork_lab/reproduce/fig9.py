@@ -7,7 +7,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Series, SeriesRole, points, value
+from clockwork_lab.reproduce.figure import Figure, Panel, PaperClaim, Series, SeriesRole, points, value
 from clockwork_lab.reproduce.limits import LimitStretch, bound, stretches
 from clockwork_lab.reproduce.players import Player
 from clockwork_lab.reproduce.run import FigureRun
@@ -40,7 +40,7 @@ def fig9(run: FigureRun, requests: int | None = None) -> Figure:
     # Excludes the first calls of thousands of models, which are all cold at once.
     warmup_s = SHORT_WARMUP_S if run.short else WARMUP_S
     panels: list[Panel] = []
-    claims: list[Claim] = []
+    claims: list[PaperClaim] = []
     for source in found:
         tallies = {}
         for player in everyone:
@@ -186,7 +186,7 @@ def _unavoidable(run: FigureRun, source: TraceSource, rates: list[float]) -> Ser
     return Series(name="lost at least, by the oracle", role=SeriesRole.LIMIT, points=points(pairs))
 
 
-def _claims(source: TraceSource, player: Player, tally: Tally, seconds: float) -> list[Claim]:
+def _claims(source: TraceSource, player: Player, tally: Tally, seconds: float) -> list[PaperClaim]:
     if not player.ours and not player.agrees:
         return []
     count = tally.loads[0]
@@ -195,15 +195,17 @@ def _claims(source: TraceSource, player: Player, tally: Tally, seconds: float) -
     cold = value("fig9", "cold_share", "cold_share", 0.0)
     about = f"{source.name}, {count.ended:,} requests: {player.name}"
     claims = [
-        Claim(name=f"lost (published: of 208 million); {about}", paper=failed, ours=float(lost(count)),
+        PaperClaim(name=f"lost (published: of 208 million); {about}", paper=failed, ours=float(lost(count)),
               sense="<=", target=LOST_MOST),
-        Claim(name=f"GPUs busy; {about}", paper=1.0, ours=min(1.0, exec_share), sense=">=",
+        PaperClaim(name=f"GPUs busy; {about}", paper=1.0, ours=min(1.0, exec_share), sense=">=",
               target=BUSY_LEAST),
     ]  # fmt: skip
     if source.trace is None:  # the real trace's instances fit into memory
         share = count.cold / max(1, count.ok)
         claims.append(
-            Claim(name=f"cold starts, share; {about}", paper=cold, ours=share, sense=">=", target=COLD_LEAST)
+            PaperClaim(
+                name=f"cold starts, share; {about}", paper=cold, ours=share, sense=">=", target=COLD_LEAST
+            )
         )
     return claims
 

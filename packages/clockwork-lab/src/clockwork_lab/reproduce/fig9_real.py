@@ -15,7 +15,7 @@ import uvloop
 from msgspec import structs
 
 from clockwork_lab.reproduce.fig9 import COLD_LEAST, DEVICES, LOST_MOST, SLO_MS, sources
-from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Series, SeriesRole, points
+from clockwork_lab.reproduce.figure import Figure, Panel, PaperClaim, Series, SeriesRole, points
 from clockwork_lab.reproduce.players import GOAL_CAP, Player, players
 from clockwork_lab.reproduce.real_controller import PROFILE, ROW, started
 from clockwork_lab.reproduce.real_requests import Accounting, Requests
@@ -111,7 +111,7 @@ def panels(found: Sequence[TimeBucket]) -> tuple[Panel, ...]:
     )  # fmt: skip
 
 
-def claims(found: Sequence[TimeBucket]) -> list[Claim]:
+def claims(found: Sequence[TimeBucket]) -> list[PaperClaim]:
     """What is asked of an hour; a shorter run misses its number of requests."""
 
     def total(count: Callable[[Accounting], int]) -> float:
@@ -120,8 +120,8 @@ def claims(found: Sequence[TimeBucket]) -> list[Claim]:
     offered, good = total(lambda count: count.offered), total(lambda count: count.good)
     about = f"of {offered:,.0f} requests"
 
-    def at_most(name: str, ours: float, most: float) -> Claim:
-        return Claim(name=name, paper=None, ours=ours, sense="<=", target=most)
+    def at_most(name: str, ours: float, most: float) -> PaperClaim:
+        return PaperClaim(name=name, paper=None, ours=ours, sense="<=", target=most)
 
     return [
         at_most(
@@ -134,9 +134,11 @@ def claims(found: Sequence[TimeBucket]) -> list[Claim]:
             f"without an answer, or with two; {about}",
             total(lambda count: count.unanswered) + total(lambda count: count.twice), 0,
         ),
-        Claim(name="requests", paper=None, ours=offered, sense=">=", target=REQUESTS_LEAST),
-        Claim(name="cold starts, share", paper=None, ours=total(lambda count: count.cold) / max(1.0, good),
-              sense=">=", target=COLD_LEAST),
+        PaperClaim(name="requests", paper=None, ours=offered, sense=">=", target=REQUESTS_LEAST),
+        PaperClaim(
+            name="cold starts, share", paper=None, ours=total(lambda count: count.cold) / max(1.0, good),
+            sense=">=", target=COLD_LEAST,
+        ),
     ]  # fmt: skip
 
 

@@ -56,7 +56,7 @@ class Panel(Struct, frozen=True, kw_only=True):
     y_max: float | None = None
 
 
-class Claim(Struct, frozen=True, kw_only=True):
+class PaperClaim(Struct, frozen=True, kw_only=True):
     """A published value, our measured value, and the goal: ``ours`` is to be ``sense`` ``target``.
 
     ``sense`` is ``>=``, ``<=`` or ``+-`` (within ``tolerance`` of it).
@@ -70,7 +70,7 @@ class Claim(Struct, frozen=True, kw_only=True):
     tolerance: float = 0.0
 
     @classmethod
-    def near(cls, name: str, paper: float, ours: float | None, tolerance: float) -> Claim:
+    def near(cls, name: str, paper: float, ours: float | None, tolerance: float) -> PaperClaim:
         """The goal of reproducing a published value."""
         return cls(name=name, paper=paper, ours=ours, sense="+-", target=paper, tolerance=tolerance)
 
@@ -100,7 +100,7 @@ class Figure(Struct, frozen=True, kw_only=True):
     title: str
     setup: dict[str, Any]
     panels: tuple[Panel, ...]
-    claims: tuple[Claim, ...] = ()
+    claims: tuple[PaperClaim, ...] = ()
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> bytes:

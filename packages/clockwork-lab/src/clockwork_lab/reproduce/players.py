@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct, structs
 
-from clockwork_lab.reproduce.figure import Claim, Panel, Series, SeriesRole, points
+from clockwork_lab.reproduce.figure import Panel, PaperClaim, Series, SeriesRole, points
 from clockwork_serve.controller import POLICIES, ControllerConfig
 
 GOAL_CAP, RELEASED_CAP = 16, 8
@@ -83,7 +83,7 @@ def _policies() -> list[tuple[str, SeriesRole, ControllerConfig]]:
 NOISE = 0.005  # relative noise: smaller differences are not significant
 
 
-def dominance_claims(panels: Sequence[Panel], everyone: Sequence[Player]) -> list[Claim]:
+def dominance_claims(panels: Sequence[Panel], everyone: Sequence[Player]) -> list[PaperClaim]:
     """For each cap: how many points of ``default`` lie below policy ``paper``, where more is better."""
     claims = []
     for cap in CAPS:
@@ -97,7 +97,7 @@ def dominance_claims(panels: Sequence[Panel], everyone: Sequence[Player]) -> lis
             continue
         below = sum(len(points_below(panel, ours[0], theirs)) for panel in panels)
         claims.append(
-            Claim(name=f"points where default is below policy paper, batch ≤ {cap}", paper=None,
+            PaperClaim(name=f"points where default is below policy paper, batch ≤ {cap}", paper=None,
                   ours=float(below), sense="<=", target=0.0)
         )  # fmt: skip
     return claims

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from clockwork_lab.reproduce.figure import Claim, Figure, Panel
+from clockwork_lab.reproduce.figure import Figure, Panel, PaperClaim
 from clockwork_serve.errors import ConfigError
 
 
@@ -55,7 +55,7 @@ def to_markdown(figure: Figure) -> str:
     return "\n".join(lines) + "\n"
 
 
-def claims_table(claims: Sequence[Claim]) -> list[str]:
+def claims_table(claims: Sequence[PaperClaim]) -> list[str]:
     """Lines of the table of claims."""
     rows = [
         (claim.name, number(claim.paper), number(claim.ours), claim.wanted, "yes" if claim.met else "**no**")
