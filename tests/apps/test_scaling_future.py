@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from clockwork_serve.apps.plan.runs import COLD, COMPUTE
 from clockwork_serve.apps.scaling.demand import LikelyLoad
 from clockwork_serve.apps.scaling.future import FutureWorld, Judged, judge
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.sim import Cluster, read_constants
+from clockwork_serve.sim.tally import COLD, COMPUTE
 from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_S
 from clockwork_serve.workload.zoo import Zoo
 

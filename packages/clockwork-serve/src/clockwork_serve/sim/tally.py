@@ -1,9 +1,10 @@
-"""Counts the requests (by outcome) and actions of a simulation; memory does not grow with their number."""
+"""Counts the requests (by outcome, by minute) and actions of a simulation; memory does not grow with them."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Final
 
 from clockwork_serve.messages import (
     Answer,
@@ -11,13 +12,16 @@ from clockwork_serve.messages import (
     ControllerEvent,
     Load,
     Outcome,
+    Reason,
+    Request,
     Result,
     Status,
     Unload,
     WorkerJoined,
     WorkerLost,
 )
-from clockwork_serve.units import NS_PER_S
+from clockwork_serve.units import NS_PER_MS, NS_PER_S
+from clockwork_serve.workload.tables import NO_SLO_MS
 
 SUB_BITS = 6
 """Histogram buckets are 2**-SUB_BITS wide against their value: 1.6 %."""
@@ -232,3 +236,96 @@ class ReadyWeights:
                 self._loads[effect.action_id] = effect
             elif type(effect) is Unload:
                 self.devices.get(effect.model, set()).discard(effect.device)
+
+
+# ------------------------------------------------------------
+# Requests that are not in time, by minute and by cause.
+
+
+COMPUTE: Final = "too little time on devices"
+MEMORY: Final = "weights had been evicted: too little memory"
+COLD: Final = "weights were not loaded yet: the first requests"
+LATE: Final = "took longer than estimated"
+OTHER: Final = "failed, or lost to a fault"
+CAUSES: Final = (COMPUTE, MEMORY, COLD, LATE, OTHER)
+MINUTE_NS: Final = 60 * NS_PER_S
+NO_SLO_NS: Final = round(NO_SLO_MS * NS_PER_MS)
+_LOST: Final = frozenset({Outcome.FAILED, Outcome.CANCELLED, Outcome.INVALID})
+
+
+class MissCount:
+    """Watches a simulation: requests with an SLO by minute; of those that miss, the model and the cause.
+
+    Minutes begin at ``from_ns``; what is after the last of ``minutes`` belongs to it. An answer takes
+    ``hop_ns`` to its client. ``allowed``: how many may miss in each minute, if that is limited.
+    """
+
+    def __init__(self, from_ns: int, minutes: int, hop_ns: int, allowed: Sequence[int] | None = None) -> None:
+        self._from_ns, self._last, self._hop_ns, self._allowed = from_ns, minutes - 1, hop_ns, allowed
+        self.ended, self.in_time = [0] * minutes, [0] * minutes
+        self.quota = 0
+        """Requests refused by a tenant's quota, which are not counted."""
+        self.missed: dict[tuple[str, str], int] = {}
+        """By cause and model."""
+        self._beyond = minutes
+        """The first minute that has missed more than it may."""
+        self.hopeless = False
+        """That minute is over."""
+        self._open: dict[str, tuple[Request, bool]] = {}
+        """Requests without an answer, and whether their weights were ready somewhere when they came."""
+        self._weights = ReadyWeights()
+
+    def on_step(
+        self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
+    ) -> None:
+        """Count what one step brought."""
+        if not events and not effects:
+            return  # only a timer, and it changed nothing
+        devices = self._weights.devices
+        for event in events:
+            if type(event) is Request:  # as isinstance, which takes longer to say no
+                self._open[event.request_id] = (event, bool(devices.get(event.model)))
+        self._weights.on_step(events, effects)
+        for effect in effects:
+            if type(effect) is Answer:
+                request, warm = self._open.pop(effect.request_id)
+                self._answered(request, effect, now_ns, warm)
+
+    def _answered(self, request: Request, answer: Answer, now_ns: int, warm: bool) -> None:  # noqa: FBT001
+        arrival_ns, deadline_ns = request.arrival_ns, request.deadline_ns
+        if arrival_ns < self._from_ns or deadline_ns - arrival_ns >= NO_SLO_NS:
+            return
+        if answer.reason is Reason.TENANT_QUOTA:
+            self.quota += 1
+            return
+        minute = (arrival_ns - self._from_ns) // MINUTE_NS
+        if minute > self._last:  # noqa: PLR1730 - min() takes longer
+            minute = self._last
+        if minute > self._beyond:
+            self.hopeless = True
+        self.ended[minute] += 1
+        if now_ns + self._hop_ns <= deadline_ns and answer.outcome is Outcome.OK:
+            self.in_time[minute] += 1
+            return
+        self._miss(self._cause(request, answer, warm), request.model, 1)
+        allowed = self._allowed
+        if allowed and self.ended[minute] - self.in_time[minute] > allowed[minute]:
+            self._beyond = min(self._beyond, minute)
+
+    def _miss(self, cause: str, model: str, count: int) -> None:
+        key = (cause, model)
+        self.missed[key] = self.missed.get(key, 0) + count
+
+    def _cause(self, request: Request, answer: Answer, warm: bool) -> str:  # noqa: FBT001
+        if answer.outcome in _LOST:
+            return OTHER
+        if not warm:
+            return MEMORY if request.model in self._weights.devices else COLD
+        return LATE if answer.batch else COMPUTE
+
+    def add_unseen(self, requests: int) -> None:
+        """Add what gateways refused while no controller ran: to the minute that has least to spare."""
+        if requests:
+            shares = [good / max(1, ended) for good, ended in zip(self.in_time, self.ended, strict=True)]
+            self.ended[shares.index(min(shares))] += requests
+            self._miss(OTHER, "?", requests)

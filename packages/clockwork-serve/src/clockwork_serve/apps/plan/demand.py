@@ -23,6 +23,7 @@ from clockwork_serve.apps.plan.search import Mix
 from clockwork_serve.apps.simulate import SimulationQuestion
 from clockwork_serve.config.values import Unfit, size
 from clockwork_serve.errors import ConfigError
+from clockwork_serve.sim.tally import MINUTE_NS
 from clockwork_serve.units import MIB, NS_PER_S, to_ms
 from clockwork_serve.workload.scenario import Scenario, Source
 from clockwork_serve.workload.tables import (
@@ -37,7 +38,6 @@ from clockwork_serve.workload.tables import (
 from clockwork_serve.workload.zoo import ZooModel
 
 MINUTE_S: Final = 60.0
-_MINUTE_NS: Final = 60 * NS_PER_S
 KINDS_MAX: Final = 5
 MIXES_MAX: Final = 100_000
 NOWHERE: Final = int(np.iinfo(np.int64).max)
@@ -193,10 +193,6 @@ class PlanMinutes(Struct, frozen=True):
         count = max(1, int(counted_s // MINUTE_S))
         return PlanMinutes(round(scenario.warmup_s * NS_PER_S), count, counted_s - (count - 1) * MINUTE_S)
 
-    def at(self, at_ns: int) -> int:
-        """The minute of an instant after the warm-up, from 0."""
-        return min((at_ns - self.from_ns) // _MINUTE_NS, self.count - 1)
-
     def seconds(self, minute: int) -> float:
         """How long it is."""
         return MINUTE_S if minute < self.count - 1 else self.last_s
@@ -295,7 +291,7 @@ def demand_of(question: SimulationQuestion, kinds: tuple[DeviceKind, ...], targe
         if not chosen.size:
             continue
         models, slos = np.array(arrivals.models)[chosen], np.array(arrivals.slos_ns, np.int64)[chosen]
-        at = np.minimum((times[chosen] - minutes.from_ns) // _MINUTE_NS, minutes.count - 1)
+        at = np.minimum((times[chosen] - minutes.from_ns) // MINUTE_NS, minutes.count - 1)
         np.add.at(counts, (at, models), 1)
         for some, floor in floors.items():
             short[some] += np.bincount(at[slos < floor[models]], minlength=minutes.count)

@@ -22,29 +22,13 @@ import clockwork_serve
 from clockwork_serve.apps.plan.demand import BUSY, PlanMinutes, may_miss
 from clockwork_serve.apps.simulate import DeviceReport, LoadReport, play, question_of, report
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.messages import (
-    Answer,
-    ControllerEffect,
-    ControllerEvent,
-    Outcome,
-    Reason,
-    Request,
-)
 from clockwork_serve.sim import Constants, read_constants
-from clockwork_serve.sim.tally import ReadyWeights
+from clockwork_serve.sim.tally import CAUSES, MissCount
 from clockwork_serve.telemetry.journal import sources_hash
-from clockwork_serve.units import NS_PER_MS
 from clockwork_serve.workload.scenario import Scenario
-from clockwork_serve.workload.tables import NO_SLO_MS
 from clockwork_serve.workload.traces import trace_files
 from clockwork_serve.workload.zoo import Zoo
 
-COMPUTE: Final = "too little time on devices"
-MEMORY: Final = "weights had been evicted: too little memory"
-COLD: Final = "weights were not loaded yet: the first requests"
-LATE: Final = "took longer than estimated"
-OTHER: Final = "failed, or lost to a fault"
-CAUSES: Final = (COMPUTE, MEMORY, COLD, LATE, OTHER)
 MODELS_NAMED: Final = 5
 _DECIDE: Final = ("controller", "worker", "messages", "sim", "workload", "apps", "fence.py", "machine.py")
 """What a simulation's result follows from, beside its job."""
@@ -138,80 +122,17 @@ class PlanRun(Struct, frozen=True, kw_only=True):
         return min(1.0, max(self.devices.exec_busy, self.devices.load_busy) / BUSY)
 
 
-class MissCount:
-    """Watches a simulation: requests with an SLO by minute; of those that miss, the model and the cause."""
-
-    def __init__(self, minutes: PlanMinutes, hop_ns: int, allowed: Sequence[int] | None) -> None:
-        self._minutes, self._hop_ns, self._allowed = minutes, hop_ns, allowed
-        self.ended, self.in_time = [0] * minutes.count, [0] * minutes.count
-        self.quota = 0
-        self.missed: Counter[tuple[str, str]] = Counter()
-        """By cause and model."""
-        self._beyond = minutes.count
-        """The first minute that has missed more than it may."""
-        self.hopeless = False
-        """That minute is over."""
-        self._open: dict[str, tuple[Request, bool]] = {}
-        """Requests without an answer, and whether their weights were ready somewhere when they came."""
-        self._weights = ReadyWeights()
-
-    def on_step(
-        self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
-    ) -> None:
-        """Count what one step brought."""
-        if not events and not effects:
-            return  # only a timer, and it changed nothing
-        for event in events:
-            if type(event) is Request:  # as isinstance, which takes longer to say no
-                self._open[event.request_id] = (event, bool(self._weights.devices.get(event.model)))
-        self._weights.on_step(events, effects)
-        for effect in effects:
-            if type(effect) is Answer:
-                self._answered(effect, now_ns)
-
-    def _answered(self, answer: Answer, now_ns: int) -> None:
-        request, warm = self._open.pop(answer.request_id)
-        arrival_ns = request.arrival_ns
-        if arrival_ns < self._minutes.from_ns or request.deadline_ns - arrival_ns >= NO_SLO_MS * NS_PER_MS:
-            return
-        if answer.reason is Reason.TENANT_QUOTA:
-            self.quota += 1
-            return
-        minute = self._minutes.at(arrival_ns)
-        self.hopeless |= minute > self._beyond
-        self.ended[minute] += 1
-        if answer.outcome is Outcome.OK and now_ns + self._hop_ns <= request.deadline_ns:
-            self.in_time[minute] += 1
-            return
-        self.missed[self._cause(request, answer, warm=warm), request.model] += 1
-        if self._allowed and self.ended[minute] - self.in_time[minute] > self._allowed[minute]:
-            self._beyond = min(self._beyond, minute)
-
-    def _cause(self, request: Request, answer: Answer, *, warm: bool) -> str:
-        if answer.outcome in {Outcome.FAILED, Outcome.CANCELLED, Outcome.INVALID}:
-            return OTHER
-        if not warm:
-            return MEMORY if request.model in self._weights.devices else COLD
-        return LATE if answer.batch else COMPUTE
-
-    def add_unseen(self, requests: int) -> None:
-        """Add what gateways refused while no controller ran: to the minute that has least to spare."""
-        if requests:
-            shares = [good / max(1, ended) for good, ended in zip(self.in_time, self.ended, strict=True)]
-            self.ended[shares.index(min(shares))] += requests
-            self.missed[OTHER, "?"] += requests
-
-    def causes(self) -> tuple[CauseCount, ...]:
-        """All of them, the most frequent first."""
-        found = []
-        for cause in CAUSES:
-            models = Counter({
-                model.removesuffix("/1"): count for (why, model), count in self.missed.items() if why == cause
-            })  # fmt: skip
-            if models:
-                named = dict(sorted(models.items(), key=lambda each: (-each[1], each[0]))[:MODELS_NAMED])
-                found.append(CauseCount(cause=cause, requests=models.total(), models=named))
-        return tuple(sorted(found, key=lambda each: -each.requests))
+def cause_counts(count: MissCount) -> tuple[CauseCount, ...]:
+    """Why requests missed, the most frequent cause first."""
+    found = []
+    for cause in CAUSES:
+        models = Counter({
+            model.removesuffix("/1"): number for (why, model), number in count.missed.items() if why == cause
+        })  # fmt: skip
+        if models:
+            named = dict(sorted(models.items(), key=lambda each: (-each[1], each[0]))[:MODELS_NAMED])
+            found.append(CauseCount(cause=cause, requests=models.total(), models=named))
+    return tuple(sorted(found, key=lambda each: -each.requests))
 
 
 def run_job(
@@ -222,7 +143,8 @@ def run_job(
     question = question_of(
         job.scenario, job.zoo, config=job.config, seed=job.seed, traces=job.traces, constants=job.constants
     )
-    count = MissCount(PlanMinutes.of(job.scenario), question.constants.network.gateway_ns, job.allowed)
+    minutes, hop_ns = PlanMinutes.of(job.scenario), question.constants.network.gateway_ns
+    count = MissCount(minutes.from_ns, minutes.count, hop_ns, job.allowed)
     played = play(
         question.simulation(watchers=[count], stretches=False), tell=lambda now_s, took_s: tell(now_s),
         stopped=lambda: count.hopeless or stopped(),
@@ -232,9 +154,9 @@ def run_job(
     made = report(question, played)
     urgent = zip(job.scenario.loads, played.tally.loads, strict=True)
     missed = sum(each.ended - each.ok for load, each in urgent if load.slo_ms is not None)
-    count.add_unseen(missed - count.quota - count.missed.total())
+    count.add_unseen(missed - count.quota - sum(count.missed.values()))
     return PlanRun(
-        ended=tuple(count.ended), in_time=tuple(count.in_time), quota=count.quota, causes=count.causes(),
+        ended=tuple(count.ended), in_time=tuple(count.in_time), quota=count.quota, causes=cause_counts(count),
         loads=made.loads, devices=made.devices, stopped=played.cut,
     )  # fmt: skip
 

@@ -16,12 +16,12 @@ import numpy as np
 from msgspec import Struct, structs
 
 from clockwork_serve.apps.learned import LearnedDelays, LearnedProfiles, places
-from clockwork_serve.apps.plan.demand import PlanMinutes
-from clockwork_serve.apps.plan.runs import MissCount
+from clockwork_serve.apps.plan.runs import cause_counts
 from clockwork_serve.apps.scaling.demand import LikelyLoad
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import ControllerEffect, ControllerEvent, Quota
 from clockwork_serve.sim import Cluster, Constants, Simulation
+from clockwork_serve.sim.tally import MissCount
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 from clockwork_serve.workload.processes import Block
 from clockwork_serve.workload.stream import OpenLoad, Slo, Workload
@@ -100,17 +100,17 @@ class _Hopeless(Exception):
     """More would miss than anybody wants to count."""
 
 
-class _Misses(MissCount):
+class _Misses:
     """Ends its simulation if more than ``most`` miss, for overload is slow to simulate, or if told to."""
 
-    most = 0
-    stopped: Callable[[], bool]
+    def __init__(self, count: MissCount, most: int, stopped: Callable[[], bool]) -> None:
+        self._count, self._most, self._stopped = count, most, stopped
 
     def on_step(
         self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
     ) -> None:
-        super().on_step(now_ns, events, effects)
-        if self.ended[0] - self.in_time[0] > self.most or self.stopped():
+        self._count.on_step(now_ns, events, effects)
+        if self._count.ended[0] - self._count.in_time[0] > self._most or self._stopped():
             raise _Hopeless
 
 
@@ -122,17 +122,15 @@ def judge(
     It ends early where very many miss, or once it is ``stopped``.
     """
     workload = _workload(load, world, devices)
-    minutes = PlanMinutes(workload.warmup_ns, 1, load.window_ns / NS_PER_S)
     simulation = Simulation(
         workload=workload, zoo=world.zoo, cluster=structs.replace(world.cluster, devices=devices),
         config=structs.replace(world.config, expected_devices=devices), constants=world.constants, seed=1,
     )  # fmt: skip
-    count = _Misses(minutes, simulation.constants.network.gateway_ns, None)
-    count.most, count.stopped = max(1, round(HOPELESS * load.times_ns.size)), stopped
-    simulation.watchers.append(count)
+    count = MissCount(workload.warmup_ns, 1, simulation.constants.network.gateway_ns)
+    simulation.watchers.append(_Misses(count, max(1, round(HOPELESS * load.times_ns.size)), stopped))
     with suppress(_Hopeless):
         simulation.run()
-    causes, requests = count.causes(), count.ended[0]
+    causes, requests = cause_counts(count), count.ended[0]
     ran_ns = min(simulation.now_ns, workload.duration_ns) - workload.warmup_ns
     return Judged(
         devices=devices, requests=requests, missed=requests - count.in_time[0],
