@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import importlib.util
+import os
 import resource
 import shutil
 import signal
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -120,10 +122,17 @@ def _timed(parser: Target, data: bytes) -> tuple[bool, float]:
 
 def _peak_bytes() -> int:
     # Not ru_maxrss: a process begins with that of the one that it was forked from.
-    status = Path("/proc/self/status")
-    if status.is_file():
-        return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = _status_of(os.getpid())
+    if status is None:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return int(os.pread(status, 4096, 0).partition(b"VmHWM:")[2].split(maxsplit=1)[0]) * 1024
+
+
+@cache
+def _status_of(pid: int) -> int | None:
+    """The open file that says how a process is, for two looks an input; None where there is none."""
+    path = Path(f"/proc/{pid}/status")
+    return os.open(path, os.O_RDONLY) if path.is_file() else None
 
 
 def changed(parser: Target, data: bytes, dice: Random) -> bytes:

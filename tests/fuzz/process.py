@@ -100,8 +100,9 @@ def _guided(parser: engine.Target, seconds: float, found: Path, seed: int) -> No
         engine.check(parser, bytes(data))
 
     options = [
-        f"-max_total_time={round(seconds)}", f"-max_len={parser.input_bytes}", f"-timeout={engine.STUCK_S}",
-        "-rss_limit_mb=2048", f"-artifact_prefix={found}/", "-print_final_stats=1", f"-seed={seed or 1}",
+        f"-max_total_time={max(1, round(seconds) - 1)}",  # it ends in the second after that
+        f"-max_len={parser.input_bytes}", f"-timeout={engine.STUCK_S}",
+        "-rss_limit_mb=512", f"-artifact_prefix={found}/", "-print_final_stats=1", f"-seed={seed or 1}",
         "-len_control=0", str(corpus), str(engine.CORPUS / parser.name),
     ]  # fmt: skip
     atheris.Setup([parser.name, *options], one, custom_mutator=mutate)

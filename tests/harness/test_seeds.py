@@ -16,7 +16,7 @@ from harness.seeds import KINDS, PLAYED, REQUESTS, Digest, PlayedSeed, play_seed
 from harness.serving import until
 from tests.end_to_end.commands import alive
 
-SEEDS = 400
+SEEDS = 200
 """`make planted` asks sixty of bugs planted by hand; `make nightly` plays ten thousand."""
 FEW = 20
 FOUND = (

@@ -153,9 +153,8 @@ def test_every_row_has_a_set_up_and_a_load_that_can_be_drawn(tmp_path: Path) -> 
 
 
 PLAYED = (
-    "worker-kill-load", "worker-kill-infer", "worker-kill-start", "controller-kill",
-    "gateway-kill", "gateway-kill-body", "two-gateway-controller", "cache-removed", "client-resets-answer",
-    "link-cut", "observer-stop",
+    "worker-kill-load", "worker-kill-infer", "worker-kill-start", "gateway-kill", "gateway-kill-body",
+    "two-gateway-controller", "cache-removed", "client-resets-answer", "link-cut", "observer-stop",
 )  # fmt: skip
 
 TIMES = re.compile("90 % of goodput|first good|late answers|heard more")

@@ -24,7 +24,16 @@ from clockwork_serve.store import (
 )
 from clockwork_serve.store.torch.plan import CompileReport
 from clockwork_serve.store.trial import difference
-from tests.store.torch_models import Encoder, Recurrent, exported, needs_compiler, put, small, torch, vision
+from tests.store.torch_models import (
+    Encoder,
+    Recurrent,
+    exported,
+    mobilenet,
+    needs_compiler,
+    put,
+    small,
+    torch,
+)
 
 pytestmark = [
     needs_compiler,
@@ -113,14 +122,13 @@ def images(rows, side=64):
 
 
 MODELS = {
-    "mobilenet": (lambda: vision("mobilenet_v3_small"), images, (1, 4, 16)),
-    "resnet18": (lambda: vision("resnet18"), images, (1, 16)),
+    "mobilenet": (mobilenet, images, (1, 16)),
     "encoder": (
-        lambda: Encoder().eval(),
+        lambda: Encoder(depth=1).eval(),
         lambda rows: (torch.randint(0, 50, (rows, 12)), torch.ones(rows, 12, dtype=torch.int64)),
-        (1, 16),
+        (1, 4, 16),
     ),
-    "lstm": (lambda: Recurrent().eval(), lambda rows: (torch.rand(rows, 9, 16),), (1, 16)),
+    "lstm": (lambda: Recurrent().eval(), lambda rows: (torch.rand(rows, 3, 16),), (1, 16)),
 }
 
 
@@ -160,15 +168,26 @@ def test_packages_answer_as_the_program_does_at_every_batch_size(zoo, name):
     assert set(served.code.batch_sizes) <= set(report.row_ns) <= set(sizes)
 
 
-def test_a_copy_with_other_weights_is_a_blob_and_nothing_is_compiled(works):
-    first, second = small(1, scale=5.0), small(2, scale=5.0)  # a graph that no other test compiles
-    one = works.compile("first", {"one": (exported(first, torch.rand(IMAGE)), None)})
-    assert one.compiler.torch.runs == 1
-    assert any(step.startswith("one/1: batch size 1 of 4") for step in one.told)
+@pytest.fixture(scope="module")
+def folded(works):
+    """A small model, compiled."""
+    return works.compile("folded", {"m": (exported(small(3), torch.rand(IMAGE)), None)})
+
+
+@pytest.fixture(scope="module")
+def scaled(works, folded):
+    """One with another literal, compiled after it."""
+    assert folded.served
+    return works.compile("scaled", {"one": (exported(small(1, scale=5.0), torch.rand(IMAGE)), None)})
+
+
+def test_a_copy_with_other_weights_is_a_blob_and_nothing_is_compiled(works, scaled):
+    first, second = small(1, scale=5.0), small(2, scale=5.0)
+    assert any(step.startswith("one/1: batch size 1 of 4") for step in scaled.told)
     two = works.compile("second", {"two": (exported(second, torch.rand(IMAGE)), None)})
     assert two.compiler.torch.runs == 0
     assert two.told == ["two/1"]
-    a, b = one.only(), two.only()
+    a, b = scaled.only(), two.only()
     assert a.code == b.code
     assert a.model.weights != b.model.weights
     x = torch.rand(4, 3, 8, 8)
@@ -177,20 +196,19 @@ def test_a_copy_with_other_weights_is_a_blob_and_nothing_is_compiled(works):
     assert difference(answers(a, 4, x), wanted(second, x)) > SAME, "the weights differ"
 
 
-def test_a_normalisation_after_a_convolution_is_part_of_it(works):
-    served = works.compile("folded", {"m": (exported(small(3), torch.rand(IMAGE)), None)}).only()
+def test_a_normalisation_after_a_convolution_is_part_of_it(folded):
+    served = folded.only()
     index = msgspec.json.decode((Path(served.code.path) / "index.json").read_bytes(), type=TorchIndex)
     assert [tensor.shape for tensor in index.tensors] == [(4, 3, 3, 3), (4,), (5, 4), (5,)]
     assert (index.target, index.inputs, index.outputs) == ("cpu", ("x",), ("output__0",))
     assert index.torch_version == torch.__version__
 
 
-def test_a_literal_of_the_graph_is_not_shared(works):
-    program = exported(small(1, scale=3.0), torch.rand(IMAGE))
-    doubled = works.compile("scaled", {"m": (program, None)}, sizes=(1,))
+def test_a_literal_of_the_graph_is_not_shared(folded, scaled):
+    assert scaled.only().code != folded.only().code
     x = torch.rand(1, 3, 8, 8)
-    assert difference(answers(doubled.only(), 1, x), wanted(small(1, scale=3.0), x)) < SAME
-    assert doubled.compiler.torch.runs == 1
+    assert difference(answers(scaled.only(), 1, x), wanted(small(1, scale=5.0), x)) < SAME
+    assert scaled.compiler.torch.runs == 1
 
 
 def test_settings_name_tensors_and_limit_the_batch(works):

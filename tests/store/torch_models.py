@@ -76,9 +76,28 @@ def small(seed=0, **options):
 
 def vision(name, seed=0):
     """A model of torchvision with random weights."""
-    models = pytest.importorskip("torchvision", reason="torchvision is not installed").models
+    models = _vision()
     torch.manual_seed(seed)
     return shaken(getattr(models, name)(weights=None), seed)
+
+
+def mobilenet(seed=0):
+    """A MobileNetV3 of torchvision with one block of each kind, where the published ones repeat them."""
+    found = _vision().mobilenetv3
+    blocks = [
+        found.InvertedResidualConfig(*block, 1, 1.0)
+        for block in (
+            (16, 3, 16, 16, True, "RE", 2),
+            (16, 3, 72, 24, False, "RE", 2),
+            (24, 5, 96, 24, True, "HS", 1),
+        )
+    ]
+    torch.manual_seed(seed)
+    return shaken(found.MobileNetV3(blocks, 64, num_classes=16), seed)
+
+
+def _vision():
+    return pytest.importorskip("torchvision", reason="torchvision is not installed").models
 
 
 def exported(model, *inputs, dynamic=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.serve.supervisor.server import RunningServer, ServerConfig
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import MIB
+from harness import serving
 
 
 def config(root: Path, **fields: Any) -> ServerConfig:
@@ -55,10 +55,7 @@ def infer(server: RunningServer, model: str, x: np.ndarray[Any, Any]) -> np.ndar
 
 
 def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
+    serving.until("it happened", condition, seconds)
 
 
 def refusal(server: RunningServer, path: str, body: object) -> tuple[int, str]:
