@@ -17,14 +17,14 @@ from tests.end_to_end.conftest import LONG, WIDE, product
 from tests.timing import Timing
 
 X = {"x": np.zeros((1, 4), np.float32)}
-SLOW_MS = 1000
+SLOW_MS = 2000
 
 
 @pytest.fixture(scope="module")
 def slow(
     tmp_path_factory: pytest.TempPathFactory, start: Callable[..., AbstractContextManager[Serving]]
 ) -> Iterator[Serving]:
-    """A server with one model that takes a second and no core."""
+    """A server with one model that takes two seconds and no core."""
     root = tmp_path_factory.mktemp("slow") / "models"
     repositories.emulated(root, "slow", {1: SLOW_MS})
     with start(root, device="emulated") as serving:
@@ -78,7 +78,7 @@ def test_models_are_listed_described_loaded_and_unloaded(client: Client) -> None
 
 def test_an_slo_that_cannot_be_met_is_rejected(slow: Serving) -> None:
     with Client(slow.http_url) as client, pytest.raises(Rejected) as caught:
-        client.infer("slow", X, slo_ms=SLOW_MS / 3)
+        client.infer("slow", X, slo_ms=0.9 * SLOW_MS)
 
     assert caught.value.reason == "would_miss_deadline"
 

@@ -20,12 +20,12 @@ COUNT = "clockwork_gateway_requests_total"
 
 def test_a_hopeless_request_hears_so_before_its_body_is_sent(tmp_path: Path, start: Start) -> None:
     root = tmp_path / "models"
-    repositories.emulated(root, "slow", {1: 400})
+    repositories.emulated(root, "slow", {1: 3000})
     with start(root, device="emulated") as serving:
         host, port = serving.http_url.rsplit("/", 1)[-1].split(":")
         busy, large = (socket.create_connection((host, int(port)), timeout=60) for _ in range(2))
         with busy, large:
-            small = infer_message(serving.http_url, "slow", [("x", "FP32", (1, 4), bytes(16))], slo_ms=5000)
+            small = infer_message(serving.http_url, "slow", [("x", "FP32", (1, 4), bytes(16))], slo_ms=20_000)
             busy.sendall(small)
             answered = busy.makefile("rb")
             assert b" 200 " in answered.readline(), "warm"
@@ -33,7 +33,7 @@ def test_a_hopeless_request_hears_so_before_its_body_is_sent(tmp_path: Path, sta
             until("it runs", lambda: total(serving.metrics(), "clockwork_requests_received_total") == 2)
 
             large.sendall(
-                b"POST /v2/models/slow/infer HTTP/1.1\r\nHost: h\r\nx-slo-ms: 50\r\n"
+                b"POST /v2/models/slow/infer HTTP/1.1\r\nHost: h\r\nx-slo-ms: 2500\r\n"
                 b"Content-Length: %d\r\n\r\n" % len(BODY)
             )
             told = large.makefile("rb")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
@@ -39,7 +38,7 @@ def works(serving: Serving) -> bool:
 
 
 def test_a_killed_worker_costs_no_client_its_one_response(mortal: Serving) -> None:
-    message = infer_message(mortal.http_url, "m1", [("x", "FP32", (1, WIDE), bytes(4 * WIDE))], slo_ms=300)
+    message = infer_message(mortal.http_url, "m1", [("x", "FP32", (1, WIDE), bytes(4 * WIDE))], slo_ms=3000)
     until("the server works", lambda: works(mortal), RECOVERY_S)
     lost_before = total(mortal.metrics(), "clockwork_workers_lost_total")
     victim = mortal.worker_pid()
@@ -100,5 +99,4 @@ def test_a_killed_gateway_is_replaced(mortal: Serving) -> None:
             return False
 
     until("the server works again", works_again, RECOVERY_S)
-    time.sleep(0.1)
-    assert total(mortal.metrics(), "clockwork_requests_open") == 0
+    until("nothing is open", lambda: total(mortal.metrics(), "clockwork_requests_open") == 0)

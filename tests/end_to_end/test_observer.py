@@ -18,6 +18,7 @@ from clockwork_serve.serve.transport import OBSERVER_SOCKET
 from harness import repositories
 from harness.http_load import closed_loop, infer_message, run
 from harness.serving import Serving, serve, until
+from tests.end_to_end.conftest import PATIENT_SLO_MS
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def ask(serving: Serving, **asked: object) -> Any:
 def asked(serving: Serving) -> str:
     """The id of a request that was answered."""
     tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [0, 0, 0, 0]}
-    body = json.dumps({"inputs": [tensor]}).encode()
+    body = json.dumps({"inputs": [tensor], "parameters": {"slo_ms": PATIENT_SLO_MS}}).encode()
     url = f"{serving.http_url}/v2/models/m/infer"
     with urllib.request.urlopen(url, body, timeout=60) as response:
         return str(response.headers["Clockwork-Request-Id"])
@@ -51,7 +52,7 @@ def asked(serving: Serving) -> str:
 
 def ends(serving: Serving, requests: int) -> dict[str, int]:
     """How requests of eight clients ended, each with the next one when it has an answer."""
-    message = infer_message(serving.http_url, "m", [("x", "FP32", (1, 4), bytes(16))], slo_ms=1000)
+    message = infer_message(serving.http_url, "m", [("x", "FP32", (1, 4), bytes(16))], slo_ms=PATIENT_SLO_MS)
     report = run(closed_loop(serving.http_url, lambda at: message, requests=requests, connections=8))
     assert not report.unanswered
     return dict(report.ends())

@@ -22,10 +22,10 @@ def test_a_signal_lets_running_work_end_and_takes_no_more(
     tmp_path: Path, cache: Path, number: signal.Signals
 ) -> None:
     root = tmp_path / "models"
-    repositories.emulated(root, "slow", {1: 1500})
+    repositories.emulated(root, "slow", {1: 5000})
     found: list[int] = []
     with started(command(root, cache, "--device", "emulated:v100")) as (process, ready):
-        body = x_json([0.0] * 4, parameters={"slo_ms": 8000})
+        body = x_json([0.0] * 4, parameters={"slo_ms": 60_000})
         client = threading.Thread(
             target=lambda: found.append(call(ready["http"], "/v2/models/slow/infer", body).status)
         )

@@ -7,7 +7,9 @@ import random
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +20,7 @@ from tritonclient.utils import InferenceServerException
 
 from harness import repositories
 from harness.http_load import Sample, Shot, infer_message, open_loop, poisson, reason_of, run
-from harness.serving import Serving
+from harness.serving import Serving, until
 from tests.end_to_end.conftest import call, x_json
 from tests.timing import Timing
 
@@ -28,7 +30,7 @@ LASTS_MS = 10
 QUOTA_MS = 200
 """Of device time a second: twenty requests."""
 SECONDS = 6.0
-TIGHTEST_MS, MODEST_SLO_MS = 800, 2500
+TIGHTEST_MS, MODEST_SLO_MS = 2000, 2500
 """What the greedy tenant may ask for, and what the other asks for: a busy machine keeps both."""
 BODY = x_json([0.0] * 4)
 
@@ -155,9 +157,10 @@ def test_ten_times_a_quota_at_the_tightest_slo_leaves_anothers_answers_in_time(
 def test_what_a_tenant_may_ask_for_is_capped_and_its_refusal_says_when_to_come_back(two: Two) -> None:
     tight = asked(two.serving, "greedy_1", **{"x-slo-ms": "5"})
     assert (tight.status, tight.json["parameters"]["slo_ms"]) == (200, TIGHTEST_MS)
-    assert "slo_ms" not in asked(two.serving, "modest", **{"x-slo-ms": "600"}).json["parameters"]
+    assert "slo_ms" not in asked(two.serving, "modest", **{"x-slo-ms": "5000"}).json["parameters"]
 
-    found = [asked(two.serving, key) for key in ("greedy_1", "greedy_2") * 10]
+    with ThreadPoolExecutor(20) as pool:  # one after the other, on a busy machine, none would be too many
+        found = list(pool.map(partial(asked, two.serving), ("greedy_1", "greedy_2") * 10))
     refused = [one for one in found if one.status == 429]
     assert refused
     assert refused[0].json["reason"] == "tenant_quota"
@@ -172,14 +175,20 @@ def test_what_a_tenant_may_ask_for_is_capped_and_its_refusal_says_when_to_come_b
 def test_over_grpc_it_hears_the_same(two: Two) -> None:
     tensor = tritonclient.grpc.InferInput("x", [1, 4], "FP32")
     tensor.set_data_from_numpy(np.zeros((1, 4), np.float32))
-    ends = set()
-    with tritonclient.grpc.InferenceServerClient(two.serving.grpc_url) as client:
-        for _ in range(20):
+    with (
+        tritonclient.grpc.InferenceServerClient(two.serving.grpc_url) as client,
+        ThreadPoolExecutor(20) as pool,
+    ):
+
+        def end(_: int) -> tuple[str, str]:
             try:
                 client.infer("theirs", [tensor], headers={"x-api-key": "greedy_1"})
             except InferenceServerException as error:
-                ends.add((error.status(), error.message().partition(":")[0]))
-    assert ends == {("StatusCode.RESOURCE_EXHAUSTED", "tenant_quota")}
+                return error.status(), error.message().partition(":")[0]
+            return "", ""
+
+        ends = set(pool.map(end, range(20)))
+    assert ends == {("", ""), ("StatusCode.RESOURCE_EXHAUSTED", "tenant_quota")}
 
 
 def test_a_tenant_is_named_by_its_key_alone(two: Two) -> None:
@@ -192,10 +201,8 @@ def test_a_tenant_is_named_by_its_key_alone(two: Two) -> None:
 
 def test_quotas_are_read_again_when_the_file_changes(two: Two) -> None:
     write_keys(two.keys, quota=0.5)
-    for _ in range(200):
-        quota = metrics(two.serving, "clockwork_tenant_device_quota")
-        if quota == {'{tenant="greedy"}': 0.0005}:
-            break
-        asked(two.serving, "modest")
-    assert quota == {'{tenant="greedy"}': 0.0005}
+    until(
+        "they are",
+        lambda: metrics(two.serving, "clockwork_tenant_device_quota") == {'{tenant="greedy"}': 0.0005},
+    )
     assert {asked(two.serving, "greedy_1").status for _ in range(3)} == {200, 429}

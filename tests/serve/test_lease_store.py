@@ -18,8 +18,9 @@ from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve.lease import BEATS, READS, LeaseBeat, LeaseSeen, LeaseWatch, StoreLease, Tenure
 from clockwork_serve.store.shared import FolderFiles, FsspecFiles, StoreFiles, Tick
 from tests.serve.links import until
+from tests.timing import Timing
 
-LEASE_S = 0.4
+LEASE_S = 0.8
 PATIENCE_S = 20.0
 
 
@@ -94,27 +95,32 @@ def die(held: StoreLease) -> None:
 
 async def test_each_holder_has_the_next_epoch_and_who_releases_it_keeps_nobody_waiting(
     tmp_path: Path,
+    timing: Timing,
 ) -> None:
     for epoch in range(1, 5):
         held, _ = lease(tmp_path)
         began_s = time.monotonic()
         assert await held.acquire() == epoch
-        assert time.monotonic() - began_s < LEASE_S, "it was released"
+        with timing.judged():
+            assert time.monotonic() - began_s < LEASE_S, "it was released"
         await asyncio.sleep(0.05)
         held.release()
         held.release()
-        assert not held.lost.is_set()
+        with timing.judged():
+            assert not held.lost.is_set()
 
 
 async def test_who_stands_by_waits_while_there_are_heartbeats_and_for_the_lease_s_time_after(
     tmp_path: Path,
+    timing: Timing,
 ) -> None:
     (held, _), (other, _) = lease(tmp_path, address="a:7000"), lease(tmp_path)
     assert await held.acquire() == 1
     waiting = asyncio.ensure_future(other.acquire())
     await asyncio.sleep(3 * LEASE_S)
-    assert not waiting.done()
-    assert not held.lost.is_set()
+    with timing.judged():
+        assert not waiting.done()
+        assert not held.lost.is_set()
     assert other.leader == (1, "a:7000")
     die(held)
     began_s = time.monotonic()
@@ -123,20 +129,24 @@ async def test_who_stands_by_waits_while_there_are_heartbeats_and_for_the_lease_
     other.release()
 
 
-async def test_who_knows_that_the_leader_is_dead_does_not_wait_and_else_it_is_deposed(tmp_path: Path) -> None:
+async def test_who_knows_that_the_leader_is_dead_does_not_wait_and_else_it_is_deposed(
+    tmp_path: Path, timing: Timing
+) -> None:
     (held, _), (other, _) = lease(tmp_path), lease(tmp_path)
     assert await held.acquire() == 1
     waiting = asyncio.ensure_future(other.acquire())
     await until(lambda: other.leader[0] == 1)
     other.leader_died(7)
     await asyncio.sleep(LEASE_S)
-    assert not waiting.done(), "somebody else died"
+    with timing.judged():
+        assert not waiting.done(), "somebody else died"
     began_s = time.monotonic()
     other.leader_died(1)
     assert await waiting == 2
-    assert time.monotonic() - began_s < LEASE_S
-    assert not other.lost.is_set()
-    await asyncio.wait_for(held.lost.wait(), LEASE_S)  # it lives, and finds out by its next heartbeat
+    with timing.judged():
+        assert time.monotonic() - began_s < LEASE_S
+        assert not other.lost.is_set()
+        await asyncio.wait_for(held.lost.wait(), LEASE_S)  # it lives, and finds out by its next heartbeat
     held.release()
     assert sorted(path.name for path in (tmp_path / "leases/main").iterdir()) == [
         "000000001.beat", "000000001.epoch", "000000002.beat", "000000002.epoch",
@@ -144,25 +154,31 @@ async def test_who_knows_that_the_leader_is_dead_does_not_wait_and_else_it_is_de
     other.release()
 
 
-async def test_of_many_at_once_each_has_an_epoch_of_its_own(tmp_path: Path) -> None:
+async def test_of_many_at_once_each_has_an_epoch_of_its_own(tmp_path: Path, timing: Timing) -> None:
     contenders = [lease(tmp_path)[0] for _ in range(8)]
     waiting = {asyncio.ensure_future(one.acquire()): one for one in contenders}
     found = []
     while waiting:
         done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        assert len(done) == 1, "one holds it at a time"
+        with timing.judged():
+            assert len(done) == 1, "one holds it at a time"
         (had,) = done
         found.append(had.result())
         waiting.pop(had).release()
-    assert found == list(range(1, 9))
+    assert found == sorted(set(found))
+    with timing.judged():
+        assert found == list(range(1, 9))
 
 
-async def test_leases_of_two_names_in_one_store_have_nothing_to_do_with_each_other(tmp_path: Path) -> None:
+async def test_leases_of_two_names_in_one_store_have_nothing_to_do_with_each_other(
+    tmp_path: Path, timing: Timing
+) -> None:
     (one, _), (two, _) = lease(tmp_path, "one"), lease(tmp_path, "two")
     assert (await one.acquire(), await two.acquire()) == (1, 1)
     die(two)
     await asyncio.sleep(2 * LEASE_S)
-    assert not one.lost.is_set()
+    with timing.judged():
+        assert not one.lost.is_set()
     third, _ = lease(tmp_path, "two")
     assert await third.acquire() == 2
     one.release()
@@ -170,50 +186,63 @@ async def test_leases_of_two_names_in_one_store_have_nothing_to_do_with_each_oth
 
 
 @pytest.mark.parametrize("how", ["fails", "hangs"])
-async def test_a_holder_whose_store_is_gone_stops_before_another_may_lead(tmp_path: Path, how: str) -> None:
+async def test_a_holder_whose_store_is_gone_stops_before_another_may_lead(
+    tmp_path: Path, how: str, timing: Timing
+) -> None:
     held, files = lease(tmp_path)
     await held.acquire()
     await asyncio.sleep(LEASE_S)
-    assert not held.lost.is_set()
+    with timing.judged():
+        assert not held.lost.is_set()
     if how == "fails":
         files.fails = OSError(5, "Input/output error")
     else:
         files.goes_on.clear()
     began_s = time.monotonic()
     await asyncio.wait_for(held.lost.wait(), PATIENCE_S)
-    assert time.monotonic() - began_s < LEASE_S
+    with timing.judged():
+        assert time.monotonic() - began_s < LEASE_S
     files.goes_on.set()
     held.release()
 
 
-async def test_a_disk_that_is_slower_than_a_lease_costs_time_and_no_lease(tmp_path: Path) -> None:
+async def test_a_disk_that_is_slower_than_a_lease_costs_time_and_no_lease(
+    tmp_path: Path, timing: Timing
+) -> None:
     held, files = lease(tmp_path)
     files.disk_s = 2 * LEASE_S
     assert await held.acquire() == 1
     await asyncio.sleep(3 * LEASE_S)
-    assert not held.lost.is_set()
+    with timing.judged():
+        assert not held.lost.is_set()
     held.release()
 
 
-async def test_an_epoch_that_took_longer_than_a_tenure_is_left_for_the_next(tmp_path: Path) -> None:
+async def test_an_epoch_that_took_longer_than_a_tenure_is_left_for_the_next(
+    tmp_path: Path, timing: Timing
+) -> None:
     held, files = lease(tmp_path)
     files.slow_s = LEASE_S
-    assert await held.acquire() == 2
-    await asyncio.sleep(LEASE_S)
-    assert not held.lost.is_set()
+    with timing.judged():
+        assert await held.acquire() == 2
+        await asyncio.sleep(LEASE_S)
+        assert not held.lost.is_set()
     held.release()
 
 
-async def test_who_cannot_keep_an_epoch_for_ever_leaves_it_and_takes_the_next(tmp_path: Path) -> None:
+async def test_who_cannot_keep_an_epoch_for_ever_leaves_it_and_takes_the_next(
+    tmp_path: Path, timing: Timing
+) -> None:
     held, files = lease(tmp_path)
     files.bad_disk = OSError(5, "Input/output error")
-    assert await held.acquire() == 2
-    await asyncio.sleep(LEASE_S)
-    assert not held.lost.is_set()
+    with timing.judged():
+        assert await held.acquire() == 2
+        await asyncio.sleep(LEASE_S)
+        assert not held.lost.is_set()
     held.release()
 
 
-async def test_a_store_that_does_not_answer_once_is_asked_again(tmp_path: Path) -> None:
+async def test_a_store_that_does_not_answer_once_is_asked_again(tmp_path: Path, timing: Timing) -> None:
     held, files = lease(tmp_path)
     files.goes_on.clear()
     began_s, waiting = time.monotonic(), asyncio.ensure_future(held.acquire())
@@ -221,32 +250,37 @@ async def test_a_store_that_does_not_answer_once_is_asked_again(tmp_path: Path) 
     files.goes_on = threading.Event()  # what was asked before gets no answer
     files.goes_on.set()
     assert await waiting == 1
-    assert time.monotonic() - began_s < PATIENCE_S / 2
+    with timing.judged():
+        assert time.monotonic() - began_s < PATIENCE_S / 2
     held.release()
 
 
 async def test_a_store_that_fails_for_a_while_loses_nothing_but_time(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, timing: Timing
 ) -> None:
     (held, files), (other, others) = lease(tmp_path), lease(tmp_path)
     files.fails = others.fails = OSError(5, "Input/output error")
     waiting = asyncio.ensure_future(held.acquire())
     await asyncio.sleep(LEASE_S)
-    assert not waiting.done()
+    with timing.judged():
+        assert not waiting.done()
     files.fails = None
     assert await waiting == 1
     standing_by = asyncio.ensure_future(other.acquire())
     await asyncio.sleep(2 * LEASE_S)
     others.fails = None
     await asyncio.sleep(2 * LEASE_S)
-    assert not standing_by.done(), "what it did not see is no reason to lead"
+    with timing.judged():
+        assert not standing_by.done(), "what it did not see is no reason to lead"
     files.fails = OSError(5, "Input/output error")
     await asyncio.sleep(LEASE_S / 4)
     files.fails = None
     await asyncio.sleep(2 * LEASE_S)
-    assert not held.lost.is_set()
+    with timing.judged():
+        assert not held.lost.is_set()
     held.release()
-    assert await standing_by == 2
+    with timing.judged():
+        assert await standing_by == 2
     other.release()
     assert sum("the store fails" in record.getMessage() for record in caplog.records) in (2, 3), "each once"
 
@@ -258,7 +292,7 @@ async def test_where_no_file_is_created_only_if_it_is_absent_there_is_no_lease(t
 
 @pytest.mark.parametrize("content", [b"", b"\0\0", b"{}", b'{"count": "x"}'])
 async def test_a_heartbeat_that_cannot_be_read_is_one_that_does_not_change(
-    tmp_path: Path, content: bytes
+    tmp_path: Path, content: bytes, timing: Timing
 ) -> None:
     held, _ = lease(tmp_path)
     await held.acquire()
@@ -267,7 +301,8 @@ async def test_a_heartbeat_that_cannot_be_read_is_one_that_does_not_change(
     await asyncio.sleep(0.05)
     (tmp_path / "leases/main/000000001.beat").write_bytes(content)
     other, _ = lease(tmp_path)
-    assert await other.acquire() == 2
+    with timing.judged():
+        assert await other.acquire() == 2
     other.release()
 
 

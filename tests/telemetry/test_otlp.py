@@ -29,6 +29,7 @@ from clockwork_serve.telemetry.spans import Span
 from harness.collector import collecting
 from tests.telemetry import collectors
 from tests.telemetry.collectors import hostile
+from tests.timing import Timing
 
 THEIRS = {
     "OtlpSpan": trace_pb2.Span, "Link": trace_pb2.Span.Link, "SpanStatus": trace_pb2.Status,
@@ -160,7 +161,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("behave", HOSTILE)
-def test_a_hostile_collector_costs_no_more_than_the_time_limit(behave) -> None:
+def test_a_hostile_collector_costs_no_more_than_the_time_limit(behave, timing: Timing) -> None:
     body = encode_spans([span(attributes={"long": "x" * 999}) for _ in range(5000)])
     with hostile(behave) as url:
         began = time.monotonic()
@@ -172,8 +173,11 @@ def test_a_hostile_collector_costs_no_more_than_the_time_limit(behave) -> None:
         except ExportFailed:
             taken = True
 
+        took_s = time.monotonic() - began
+
     assert taken
-    assert time.monotonic() - began < 2
+    with timing.judged():
+        assert took_s < 2
 
 
 def test_words_that_cannot_be_read_refuse_nothing() -> None:
@@ -181,13 +185,15 @@ def test_words_that_cannot_be_read_refuse_nothing() -> None:
         assert export(OtlpTarget(url=url, timeout_s=5), encode_spans([span()])) == 0
 
 
-def test_a_handshake_without_end_is_cut(tmp_path: Path) -> None:
+def test_a_handshake_without_end_is_cut(tmp_path: Path, timing: Timing) -> None:
     with hostile(collectors.answers_a_byte_at_a_time) as url:
         began = time.monotonic()
         with pytest.raises(ExportFailed):
             export(OtlpTarget(url=url.replace("http:", "https:"), timeout_s=0.5), b"")
+        took_s = time.monotonic() - began
 
-    assert time.monotonic() - began < 2
+    with timing.judged():
+        assert took_s < 2
 
 
 @pytest.mark.parametrize("status", [301, 307, 400, 404, 500])
@@ -222,7 +228,7 @@ def test_what_is_busy_is_asked_again() -> None:
     assert (exporter.sent, exporter.failed, exporter.why) == (1, 0, "")
 
 
-def test_a_queue_that_is_full_drops_what_comes_and_waits_for_nobody() -> None:
+def test_a_queue_that_is_full_drops_what_comes_and_waits_for_nobody(timing: Timing) -> None:
     with hostile(collectors.never_answers) as url:
         exporter = OtlpExporter(OtlpTarget(url=url, timeout_s=0.2), pause_s=30)
         slowest_s = 0.0
@@ -233,9 +239,11 @@ def test_a_queue_that_is_full_drops_what_comes_and_waits_for_nobody() -> None:
             slowest_s = max(slowest_s, time.monotonic() - began)
         began = time.monotonic()
         exporter.close(1.0)
+        took_s = time.monotonic() - began
 
-    assert time.monotonic() - began < 3
-    assert slowest_s < 0.1
+    with timing.judged():
+        assert took_s < 3
+        assert slowest_s < 0.1
     assert exporter.dropped == 5000
     assert exporter.sent == 0
     assert exporter.failed == QUEUE_SPANS

@@ -14,10 +14,11 @@ from clockwork_lab.bench.server import Unreachable
 from clockwork_serve.errors import ConfigError
 from tests.lab.bench.loads import CLOSED, STEADY, ran, written
 from tests.lab.bench.scripted import scripted
+from tests.timing import Timing
 
 pytestmark = pytest.mark.system  # a run starts processes, and takes seconds
 
-LATE = ("ok", 0.8)
+LATE = ("ok", 2.5)
 MISS, FULL, TIME, BUG = (
     (429, "would_miss_deadline"),
     (429, "queue_full"),
@@ -68,15 +69,13 @@ def test_a_second_response_is_seen_at_once_and_later_and_at_the_very_end(
     assert found.report.total.good == found.report.total.offered == 100
 
 
-def test_a_pause_of_the_server_counts_for_all_who_would_have_come_in_it(tmp_path: Path) -> None:
+def test_a_pause_of_the_server_counts_for_all_who_would_have_come_in_it(
+    tmp_path: Path, timing: Timing
+) -> None:
     """A closed client would have sent one request in that second, and seen one slow answer."""
     with scripted(pause=(0.5, 1.5)) as played:
-        found = ran(
-            tmp_path,
-            played.url,
-            STEADY.replace("seconds = 1", "seconds = 3").replace("600", "300"),
-            drain_s=5.0,
-        )
+        text = STEADY.replace("seconds = 1", "seconds = 3").replace("2000", "300")
+        found = ran(tmp_path, played.url, text)
 
     table = found.records.table
     waited_ms = (table["last_ns"] - table["scheduled_ns"]) / 1e6
@@ -86,15 +85,16 @@ def test_a_pause_of_the_server_counts_for_all_who_would_have_come_in_it(tmp_path
     in_pause = (table["scheduled_ns"] > 0.52e9) & (table["scheduled_ns"] < 1.48e9)
     left_ms = 1500 - table["scheduled_ns"][in_pause] / 1e6
     assert np.count_nonzero(in_pause) >= 90
-    assert (waited_ms[in_pause] > left_ms - 60).all()
-    assert 60 <= total.late <= 110
+    with timing.judged():
+        assert (waited_ms[in_pause] > left_ms - 60).all()
+        assert 60 <= total.late <= 110
     assert total.answers.p99_ms is not None
     assert total.answers.p99_ms > 900
     assert max(one.p99_ms or 0 for one in found.report.stretches) > 900
 
 
 def test_a_late_answer_is_not_good_and_is_no_refusal_either(tmp_path: Path) -> None:
-    with scripted(lambda number, model: ("ok", 0.7)) as played:
+    with scripted(lambda number, model: ("ok", 2.5)) as played:
         total = ran(tmp_path, played.url).report.total
     assert (total.good, total.late, total.satisfaction, total.rejected) == (0, 100, 0.0, 0)
 
@@ -163,15 +163,16 @@ def test_abandoned_requests_are_given_up_at_their_deadline(tmp_path: Path) -> No
     assert found.report.total.good == 50
     given_up = found.records.table[found.records.table["end"] == 2]
     waited_ms = (given_up["last_ns"] - given_up["scheduled_ns"]) / 1e6
-    assert (waited_ms >= 600).all()
+    assert (waited_ms >= 2000).all()
 
 
-def test_closed_clients_send_when_they_are_answered(tmp_path: Path) -> None:
+def test_closed_clients_send_when_they_are_answered(tmp_path: Path, timing: Timing) -> None:
     with scripted(lambda number, model: ("ok", 0.05)) as played:
         found = ran(tmp_path, played.url, CLOSED)
     total = found.report.total
     assert total.offered == total.good == sum(played.done.values())
-    assert 10 <= total.offered <= 40
+    with timing.judged():
+        assert 10 <= total.offered <= 40
     table = found.records.table
     assert max(count_open(table)) == 2
 
@@ -193,11 +194,13 @@ def count_open(table: np.ndarray) -> list[int]:
     ],
 )
 def test_closed_clients_come_back_when_the_scenario_says(
-    tmp_path: Path, retry: str, refusal: tuple[object, ...], least: int, most: int
+    tmp_path: Path, retry: str, refusal: tuple[object, ...], least: int, most: int, timing: Timing
 ) -> None:
     with scripted(lambda number, model: refusal) as played:
         total = ran(tmp_path, played.url, CLOSED + retry).report.total
-    assert least <= total.offered == total.rejected == played.done[refusal] <= most
+    assert total.offered == total.rejected == played.done[refusal] <= most
+    with timing.judged():
+        assert total.offered >= least
 
 
 def test_requests_say_their_deadline_as_told(tmp_path: Path) -> None:
@@ -206,9 +209,9 @@ def test_requests_say_their_deadline_as_told(tmp_path: Path) -> None:
         with scripted() as played:
             ran(tmp_path, played.url, STEADY.replace("100", "10"), deadline=deadline)
         heads[deadline] = played.heads[0], played.bodies[0]
-    assert b"\r\nx-slo-ms: 600\r\n" in heads["header"][0]
+    assert b"\r\nx-slo-ms: 2000\r\n" in heads["header"][0]
     assert b"x-slo-ms" not in heads["timeout"][0] + heads["none"][0]
-    assert b'"timeout":600000' in heads["timeout"][1]
+    assert b'"timeout":2000000' in heads["timeout"][1]
     assert b"timeout" not in heads["none"][1] + heads["header"][1]
 
 

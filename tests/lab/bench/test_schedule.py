@@ -63,7 +63,7 @@ def test_an_slo_that_changes_is_known_beforehand(tmp_path: Path) -> None:
     made = schedule(tmp_path, CLOSED + "slo_ramp = { every_s = 0.4, factor = 2 }\n")
     (load,) = made.workload.closed
     assert slo_steps(load, made.end_ns) == [
-        (0, 600_000_000), (400_000_000, 1_200_000_000), (800_000_000, 2_400_000_000),
+        (0, 2_000_000_000), (400_000_000, 4_000_000_000), (800_000_000, 8_000_000_000),
     ]  # fmt: skip
 
 

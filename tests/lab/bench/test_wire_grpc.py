@@ -15,10 +15,11 @@ from clockwork_lab.bench.server import Unreachable
 from clockwork_serve.errors import ConfigError
 from tests.lab.bench.loads import CLOSED, STEADY, ran
 from tests.lab.bench.scripted_grpc import scripted_grpc
+from tests.timing import Timing
 
 pytestmark = pytest.mark.system  # a run starts processes, and takes seconds
 
-LATE = ("ok", 0.8)
+LATE = ("ok", 2.5)
 MISS = ("RESOURCE_EXHAUSTED", "it would take 12.5 ms", (("clockwork-reason", "would_miss_deadline"),))
 FULL = ("UNAVAILABLE", "Exceeds maximum queue size", ())
 TIME = ("DEADLINE_EXCEEDED", "late", (("clockwork-outcome", "expired"),))
@@ -69,8 +70,8 @@ def test_calls_say_their_deadline_as_told(tmp_path: Path, deadline: str) -> None
     assert report.total.good == 10
     parameters = played.requests[0].parameters
     assert played.metadata[0]["authorization"] == "Bearer key"
-    assert (played.left_s[0] is not None and 0.2 < played.left_s[0] <= 0.6) == (deadline == "grpc")
-    assert (parameters["timeout"].int64_param if "timeout" in parameters else 0) == 600_000 * (
+    assert (played.left_s[0] is not None and 0.2 < played.left_s[0] <= 2.0) == (deadline == "grpc")
+    assert (parameters["timeout"].int64_param if "timeout" in parameters else 0) == 2_000_000 * (
         deadline == "timeout"
     )
     assert ("slo_ms" in parameters) == (deadline == "header")
@@ -152,17 +153,21 @@ def test_abandoned_calls_are_cancelled(tmp_path: Path) -> None:
     assert report.total.good == 15
 
 
-def test_closed_clients_come_back_when_the_server_says(tmp_path: Path) -> None:
+def test_closed_clients_come_back_when_the_server_says(tmp_path: Path, timing: Timing) -> None:
     refusal = ("RESOURCE_EXHAUSTED", "no", (("clockwork-retry-after-ms", "250"),))
     with scripted_grpc(lambda number: refusal) as played:
         total = ran(tmp_path, played.url, CLOSED + 'retry = "retry_after"', protocol="grpc").report.total
-    assert 4 <= total.offered == total.rejected == played.done[refusal] <= 10
+    assert total.offered == total.rejected == played.done[refusal] <= 10
+    with timing.judged():
+        assert total.offered >= 4
 
 
 def test_a_server_that_leaves_fails_calls_and_not_the_run(tmp_path: Path) -> None:
     def answer(number: int) -> tuple[str, float]:
         if number == 200:
-            threading.Thread(target=played.server.stop, args=(0.2,)).start()
+            threading.Thread(
+                target=played.server.stop, args=(20,)
+            ).start()  # when those that it has are answered
         return "ok", 0.05
 
     with scripted_grpc(answer) as played:

@@ -21,7 +21,7 @@ from tests.cli.commands import Cli
 from tests.lab.bench.loads import CLOSED, STEADY, written
 from tests.lab.bench.scripted import scripted
 
-LAX = ("--max-lateness-ms", "60000", "--drain", "1")
+LAX = ("--max-lateness-ms", "60000", "--drain", "10")
 
 
 def test_one_screen_tells_all_and_files_hold_the_same(tmp_path: Path, cli: Cli) -> None:

@@ -20,7 +20,7 @@ from tests.lab.bench.loads import STEADY, written
 from tests.lab.bench.scripted import scripted
 
 LONG = STEADY.replace(
-    'name = "steady"\nseconds = 1', f'name = "{"-".join(["long"] * 12)}"\nseconds = 1000\nwarmup_s = 0.2'
+    'name = "steady"\nseconds = 1', f'name = "{"-".join(["long"] * 12)}"\nseconds = 1000\nwarmup_s = 100'
 )
 CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -51,7 +51,7 @@ def on_terminal(
 
 
 def options(folder: Path, url: str, text: str) -> list[str]:
-    return [written(folder, text), "--url", url, "--max-lateness-ms", "60000", "--drain", "1"]
+    return [written(folder, text), "--url", url, "--max-lateness-ms", "60000", "--drain", "10"]
 
 
 @pytest.mark.parametrize("columns", [80, 120])

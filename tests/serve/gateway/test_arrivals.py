@@ -27,6 +27,7 @@ from clockwork_serve.serve.gateway.timing import (
 from clockwork_serve.units import ms
 from tests.serve.gateway.running import RunningGateway
 from tests.serve.http.requests import IDENT_JSON, INFER, post
+from tests.timing import Timing
 
 TICK_NS = ms(10)
 """The resolution of the kernel's value, at a hundred ticks a second."""
@@ -320,7 +321,9 @@ def test_arrivals_during_a_gap_of_the_loop_are_measured(gateway: RunningGateway,
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="this system does not tell when bytes came")
-def test_a_request_to_a_loop_with_little_to_do_has_all_its_time(gateway: RunningGateway) -> None:
+def test_a_request_to_a_loop_with_little_to_do_has_all_its_time(
+    gateway: RunningGateway, timing: Timing
+) -> None:
     """Its last poll was for the request before: by polls alone, they came one after the other."""
     early_ns = []
     with gateway.connect() as client:
@@ -330,14 +333,17 @@ def test_a_request_to_a_loop_with_little_to_do_has_all_its_time(gateway: Running
             client.sendall(post(INFER, IDENT_JSON, "x-slo-ms: 60000", close=False))
             client.recv(1000)
             early_ns.append(sent_ns - gateway.controller.requests[at].arrival_ns)
-    assert sorted(early_ns)[40] < ms(0.6), early_ns
+    with timing.judged():
+        assert sorted(early_ns)[40] < ms(0.6), early_ns
 
 
-def test_of_several_requests_in_one_read_none_counts_as_later(gateway: RunningGateway) -> None:
+def test_of_several_requests_in_one_read_none_counts_as_later(
+    gateway: RunningGateway, timing: Timing
+) -> None:
     with gateway.connect() as client:
         client.sendall(post("/v2/health/live", close=False))
         client.recv(1000)
-        hold_up(gateway, 1.0)  # both are sent meanwhile, on a busy machine too
+        hold_up(gateway, 1.0)
         one = post(INFER, IDENT_JSON, "x-slo-ms: 60000", close=False)
         client.sendall(one)
         sent_ns = time.monotonic_ns()
@@ -345,12 +351,13 @@ def test_of_several_requests_in_one_read_none_counts_as_later(gateway: RunningGa
         client.sendall(one)
         gateway.until(lambda: len(gateway.controller.requests) == 2)
     late_ns = [request.arrival_ns - sent_ns for request in gateway.controller.requests]
-    assert max(late_ns) <= 0, late_ns
+    with timing.judged():  # both were sent meanwhile
+        assert max(late_ns) <= 0, late_ns
 
 
 def test_a_request_past_its_deadline_has_expired_and_is_counted(gateway: RunningGateway) -> None:
     before = gateway.do(gateway.servers.gateway.counters)
-    hold_up(gateway, 0.3)
+    hold_up(gateway, 2.0)
     found = gateway.exchange(post(INFER, IDENT_JSON, "x-slo-ms: 20"))
     assert found.startswith(b"HTTP/1.1 504 ")
     assert json.loads(found.partition(b"\r\n\r\n")[2])["outcome"] == "expired"

@@ -43,7 +43,7 @@ async def test_a_request_is_described_to_the_controller_and_its_answer_given(wor
     assert (request.model, request.rows, request.signature, request.priority, request.gateway) == (
         "ident/1", 3, "", 2, "g0",
     )  # fmt: skip
-    assert request.deadline_ns - request.arrival_ns == ms(100)
+    assert request.deadline_ns - request.arrival_ns == ms(60_000)
     assert client.ends[0].request_id == request.request_id
     assert world.controller.tensors(request).output_bytes == 3 * 4096
     assert client.ends[0].parameters == {
@@ -146,26 +146,28 @@ async def test_shapes_that_the_request_chose_are_its_signature(world: World) -> 
 
 
 async def test_the_tightest_slo_sets_the_deadline(world: World) -> None:
-    client = Client(slo_ms=30, timeout=25_000)
-    client.slo_header, client.remaining_s = "20", 0.5
+    client = Client(slo_ms=30_000, timeout=25_000_000)
+    client.slo_header, client.remaining_s = "20000", 50
     await world.infer(client)
     request = world.controller.requests[0]
-    assert request.deadline_ns - request.arrival_ns == ms(20)
+    assert request.deadline_ns - request.arrival_ns == ms(20_000)
     assert request.arrival_ns == client.arrival_ns
 
 
 async def test_a_tenant_s_requests_are_capped_and_labelled(world: World) -> None:
-    world.tenants["t"] = Tenant(name="t", min_slo_ns=ms(40), max_priority=5)
-    tight, relaxed, other = (Client(slo_ms=30, priority=1), Client(slo_ms=50, priority=9), Client(slo_ms=30))
+    world.tenants["t"] = Tenant(name="t", min_slo_ns=ms(4000), max_priority=5)
+    tight, relaxed, other = (
+        Client(slo_ms=3000, priority=1), Client(slo_ms=5000, priority=9), Client(slo_ms=3000),
+    )  # fmt: skip
     for client, tenant in ((tight, "t"), (relaxed, "t"), (other, "")):
         client.identity = tenant
         await world.infer(client)
     assert [
         (request.tenant, request.deadline_ns - request.arrival_ns, request.priority)
         for request in world.controller.requests
-    ] == [("t", ms(40), 5), ("t", ms(50), 9), ("", ms(30), 0)]
+    ] == [("t", ms(4000), 5), ("t", ms(5000), 9), ("", ms(3000), 0)]
     given = [client.ends[0].parameters.get("slo_ms") for client in (tight, relaxed, other)]
-    assert given == [40, None, None], "told where it is not what was asked for"
+    assert given == [4000, None, None], "told where it is not what was asked for"
 
 
 async def test_every_outcome_of_the_controller_is_passed_on(world: World) -> None:
@@ -432,7 +434,7 @@ async def test_a_lost_controller_ends_urgent_requests_and_is_found_again(
 ) -> None:
     monkeypatch.setattr(controller_link, "FAILOVER_LEAST_NS", ms(100_000))
     world.controller.on_request = world.keep
-    waiting, left, late = Client(slo_ms=60_000), Client(slo_ms=60_000), Client(slo_ms=100)
+    waiting, left, late = Client(slo_ms=60_000), Client(slo_ms=60_000), Client(slo_ms=1000)
     for client in (waiting, left, late):
         request_id = world.gateway.infer(client)
         if client is left:

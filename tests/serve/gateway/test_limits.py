@@ -192,7 +192,7 @@ def test_an_idle_connection_is_closed(gateway: RunningGateway) -> None:
 
 
 def test_a_new_connection_times_out_sooner_than_an_idle_one(tmp_path: Path) -> None:
-    with running_gateway(tmp_path, head_s=1.0) as found, found.connect() as fresh, found.connect() as used:
+    with running_gateway(tmp_path, head_s=3.0) as found, found.connect() as fresh, found.connect() as used:
         used.sendall(post(INFER, IDENT_JSON, close=False))
         assert b"200 OK" in used.recv(65536)
         assert fresh.recv(100) == b""
@@ -297,7 +297,7 @@ def test_a_connection_beyond_the_limit_gets_an_error(
 
 
 def test_grpc_connections_are_limited_and_silent_ones_closed(tmp_path: Path) -> None:
-    with running_gateway(tmp_path, max_connections=3, head_s=1.0, grpc_port=0) as found, ExitStack() as stack:
+    with running_gateway(tmp_path, max_connections=3, head_s=3.0, grpc_port=0) as found, ExitStack() as stack:
         silent = [
             stack.enter_context(socket.create_connection(("127.0.0.1", grpc_port(found)), timeout=60))
             for _ in range(8)

@@ -73,12 +73,14 @@ async def test_refusals_of_all_kinds_are_kept(world: World, kept: Kept) -> None:
     gateway = world.gateway
     world.controller.on_request = world.keep
     # Its deadline was over before it was read.
-    old = Client()
+    old = Client(slo_ms=100)
     old.arrival_ns -= NS_PER_S
     await world.infer(old)
     # Hopeless by the controller's summary.
     now_ns = time.monotonic_ns()
-    soonest = SoonestEnd(due_ns=now_ns, end_ns=now_ns + ms(900), each_ns=0, other_end_ns=now_ns + ms(999))
+    soonest = SoonestEnd(
+        due_ns=now_ns, end_ns=now_ns + ms(90_000), each_ns=0, other_end_ns=now_ns + ms(99_000)
+    )
     world.controller.send(SoonestEnds(ends={"ident/1": soonest}, until_ns=now_ns + ms(60_000)))
     await world.until(lambda: gateway.link.ends.known)
     world.hold_back()
@@ -104,7 +106,7 @@ async def test_refusals_of_all_kinds_are_kept(world: World, kept: Kept) -> None:
         ("nope/", "rejected", "not_serving"),
     ]  # fmt: skip
     slos = [event.slo_ns for step in kept.steps for event in step.events if isinstance(event, Request)]
-    assert slos[:2] == [ms(100), ms(100)]
+    assert slos[:2] == [ms(100), ms(60_000)]
     assert all(
         not event.tensors for step in kept.steps for event in step.events if isinstance(event, Request)
     )

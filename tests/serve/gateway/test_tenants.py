@@ -100,7 +100,7 @@ async def _told_after(path: str, content: str, monkeypatch: pytest.MonkeyPatch) 
     await asyncio.sleep(0.05)
     assert told == []
     replaced(path, content)
-    for _ in range(500):
+    for _ in range(5000):
         await asyncio.sleep(0.01)
         if told:
             break

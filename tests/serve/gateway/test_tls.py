@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory, files: Certificates) -> Iterator[RunningGateway]:
-    door = files.tls_settings(head_s=1.0, max_connections=20)
+    door = files.tls_settings(head_s=3.0, max_connections=20)
     with running_gateway(tmp_path_factory.mktemp("gateway"), grpc_port=0, metrics_port=0, **door) as found:
         yield found
     gc.collect()  # what stock clients left, in their own thread
@@ -128,9 +128,9 @@ def test_a_client_with_a_valid_certificate_can_connect(mutual: RunningGateway, f
 
 
 def test_a_client_without_a_certificate_cannot_connect(mutual: RunningGateway, files: Certificates) -> None:
-    # With TLS 1.3 the server's rejection follows the client's handshake.
-    with pytest.raises((ssl.SSLError, ConnectionError)):
-        over_tls(mutual, trusting(files), get("/v2/health/live"))
+    # With TLS 1.3 the server's rejection follows the client's handshake; that it hung up may be seen first.
+    with suppress(ssl.SSLError, ConnectionError):
+        assert over_tls(mutual, trusting(files), get("/v2/health/live")) == b""
     with closing(grpc_client(mutual, files)) as client, pytest.raises(InferenceServerException):
         client.is_server_live(client_timeout=5)
 

@@ -65,7 +65,7 @@ class Client:
         return response.outcome, response.reason
 
 
-SMALL = Settings(gateway_memory=1 * MIB, max_body=MIB // 2)
+SMALL = Settings(gateway_memory=1 * MIB, max_body=MIB // 2, slo_ms=60_000)
 
 
 class World:

@@ -120,7 +120,7 @@ def test_a_head_with_connection_close_is_not_reused(gateway: RunningGateway, hea
 def test_an_slo_in_a_repeated_head_counts_from_each_arrival(
     gateway: RunningGateway, heads: list[object]
 ) -> None:
-    message = binary((1, 2)).replace(b"Host: here", b"Host: here\r\nx-slo-ms: 250")
+    message = binary((1, 2)).replace(b"Host: here", b"Host: here\r\nx-slo-ms: 25000")
     with gateway.connect() as client:
         for _ in range(3):
             time.sleep(0.02)  # an arrival is known to a tick of the kernel
@@ -128,7 +128,7 @@ def test_an_slo_in_a_repeated_head_counts_from_each_arrival(
             response(client)
     assert len(heads) == 2
     requests: list[Request] = gateway.controller.requests
-    assert [request.deadline_ns - request.arrival_ns for request in requests] == [250_000_000] * 3
+    assert [request.deadline_ns - request.arrival_ns for request in requests] == [25_000_000_000] * 3
     assert len({request.arrival_ns for request in requests}) == 3
 
 

@@ -82,12 +82,12 @@ async def test_it_serves_survives_its_controller_and_ends_on_sigterm(tmp_path: P
 async def test_running_actions_finish_after_sigterm(tmp_path: Path) -> None:
     region = Region.create(4096)
     async with worker(tmp_path) as process, orders(tmp_path) as at:
-        await ready(at, tmp_path, infer_ms=300)
+        await ready(at, tmp_path, infer_ms=3000)
         await at.ask(timely(load(1, "a", 0)), Result)
         at.send(
             over(infer(2, "a", 0), slot(region, {"x": X})), over(infer(3, "a", 0), slot(region, {"x": X}))
         )
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(1)  # it runs
         process.send_signal(signal.SIGTERM)
         refused, finished = await at.hear(Result), await at.hear(Result)
         assert (refused.action_id, refused.status) == (3, Status.SHUTTING_DOWN)
@@ -99,11 +99,11 @@ async def test_running_actions_finish_after_sigterm(tmp_path: Path) -> None:
 async def test_outputs_in_its_memory_are_there_until_they_were_read(tmp_path: Path) -> None:
     region = Region.create(4096)
     async with worker(tmp_path) as process, orders(tmp_path) as at:
-        await ready(at, tmp_path, infer_ms=300)
+        await ready(at, tmp_path, infer_ms=3000)
         await at.ask(timely(load(1, "a", 0)), Result)
         made = slot(region, {"x": X}, room=1)
         at.send(over(infer(2, "a", 0), made))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(1)  # it runs
         process.send_signal(signal.SIGTERM)
         told = msgspec.msgpack.decode((await at.hear(Result)).outputs[0], type=Tensors)
         await asyncio.sleep(0.2)

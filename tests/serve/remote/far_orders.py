@@ -49,7 +49,7 @@ from tests.serve.remote.machine_links import ours, theirs
 from tests.worker.actions import CODE, infer, load
 
 Wanted = TypeVar("Wanted", bound=Frame)
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 DEVICE = DeviceConfig(device="gpu:0", kind="emulated", memory_bytes=1000, page_bytes=100)
 X = np.arange(4, dtype=np.float32).reshape(1, 4)
 ROOM = 64

@@ -12,7 +12,7 @@ from clockwork_serve.messages import Frame, Role
 from clockwork_serve.serve.transport import Link, Listener, hello, listen
 
 Wanted = TypeVar("Wanted", bound=Frame)
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 
 
 class Orders:

@@ -34,6 +34,7 @@ from clockwork_serve.messages import (
     ModelRemoved,
     Part,
     Refused,
+    Result,
     RetainWeights,
     Role,
     Unload,
@@ -72,6 +73,7 @@ class MachineHost(WorkerHost):
         self._removed: set[str] = set()  # codes that were removed while they were fetched
         self._refused: asyncio.Future[None] = self._loop.create_future()
         self._epoch = 0  # of the last controller that it joined; 0 if that had no lease that hosts share
+        self._strays: set[int] = set()  # actions that still run, of which the controller was told nothing
 
     async def run(self, stop: asyncio.Event) -> None:
         """As :meth:`WorkerHost.run`. Raises :class:`ConfigError` if the server refuses it for good."""
@@ -100,9 +102,13 @@ class MachineHost(WorkerHost):
         # Versions of weights are comparable between controllers that share a lease, and between no others.
         known = bool(self._epoch and link.peer.epoch)
         self._epoch = link.peer.epoch
+        self._strays.clear()
         for answer in self._joined_answers():
-            empty = isinstance(answer, WorkerJoined) and not known
-            link.send(msgspec.structs.replace(answer, states=()) if empty else answer)
+            if isinstance(answer, WorkerJoined) and not known:
+                self._strays.update(each.action_id for state in answer.states for each in state.running)
+                link.send(msgspec.structs.replace(answer, states=()))
+            else:
+                link.send(answer)
         if not known:
             self.executors.post(*(RetainWeights(device=spec.device) for spec in self._specs))
         _log.info("offered %s to %s", self._name, self._settings.controller)
@@ -177,6 +183,9 @@ class MachineHost(WorkerHost):
             self._link.send(frame)
 
     def _answer(self, answer: Answer) -> None:
+        if isinstance(answer, Result) and answer.action_id in self._strays:
+            self._strays.remove(answer.action_id)
+            return
         if isinstance(answer, ArtefactDamaged):
             self._artefacts.damaged(answer)
         super()._answer(answer)
