@@ -55,21 +55,24 @@ class Net(torch.nn.Module):
         return self.last(torch.tanh(self.first(x)))
 
 
-def put(root: Path, name: str, net: Net) -> None:
-    """A model.pt2 whose first axis is the batch."""
+def put_copies(root: Path) -> None:
+    """Copies, each a model.pt2 whose first axis is the batch; exported once, for that takes its time."""
     batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.export.export(net.eval(), (torch.zeros(2, 64),), dynamic_shapes=({0: batch},))
-    (root / name / "1").mkdir(parents=True)
-    torch.export.save(program, root / name / "1" / "model.pt2")
-    (root / name / "clockwork.toml").write_text("max_batch_size = 2\n")
+    program = torch.export.export(Net(0).eval(), (torch.zeros(2, 64),), dynamic_shapes=({0: batch},))
+    for seed in range(COPIES):
+        for name, tensor in Net(seed).state_dict().items():
+            program.state_dict[name].data.copy_(tensor)
+        folder = root / f"t{seed}"
+        (folder / "1").mkdir(parents=True)
+        torch.export.save(program, folder / "1" / "model.pt2")
+        (folder / "clockwork.toml").write_text("max_batch_size = 2\n")
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Copies of one torch architecture, and one ONNX model."""
     made = tmp_path_factory.mktemp("torch") / "models"
-    for seed in range(COPIES):
-        put(made, f"t{seed}", Net(seed))
+    put_copies(made)
     repositories.one_matrix(made, "m0", repositories.matrix_of(0, WIDE, LONG))
     return made
 

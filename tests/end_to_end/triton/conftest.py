@@ -18,6 +18,8 @@ from tests.end_to_end.triton.asking import Answer, Case, Http, ask
 from tests.end_to_end.triton.models import LATER, MODELS, SLOW_S
 
 Start = Callable[..., AbstractContextManager[Serving]]
+ROOM = 512 * MIB
+"""For all models at once: each takes 16 MiB, for a Python model may take anything."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def serving_both(root: Path, cache: Path, start: Start) -> Iterator[Both]:
     with running_triton(root, *MODELS, options=["--strict-readiness=false"]) as triton:
         _know_durations(root, cache)
         # Of what is compared none is about deadlines unless it says so.
-        with start(root, memory_bytes=1024 * MIB, slo_ms=20_000) as ours:
+        with start(root, memory_bytes=ROOM) as ours:
             both = Both(triton, ours)
             LATER.write(root)
             for model, verb in ((LATER.name, "load"), ("gone", "unload")):
