@@ -105,9 +105,12 @@ def python(folder: Path, wheels: Iterable[Path]) -> Path:
 
 
 def _link(found: Distribution, folder: Path) -> None:
-    """What a distribution has at the top of its ``site-packages``; packages that several fill are merged."""
+    """What a distribution has at the top of its ``site-packages``; packages that several fill are merged.
+
+    What is compiled goes along: to do it again takes ten seconds.
+    """
     for path in found.files or ():
-        if ".." in path.parts or path.is_absolute() or path.suffix == ".pyc":
+        if ".." in path.parts or path.is_absolute():
             continue
         target = folder.joinpath(*path.parts)
         if not target.exists():

@@ -65,14 +65,17 @@ def ports() -> dict[str, int]:
 
 
 def surroundings(server: Path, given: Path, folder: Path, ports: dict[str, int]) -> dict[str, str]:
-    """A shell's environment: nothing of the caller's but where programs are. One cache for all pages."""
+    """A shell's environment: nothing of the caller's but where programs are. One cache for all pages.
+
+    The memory that a device has by default takes some virtual machines five seconds of CPU to touch.
+    """
     (folder / "tmp").mkdir()
     http, grpc, metrics, _ = map(str, ports.values())
     return {
         "PATH": f"{server.parent}:{os.environ['PATH']}", "HOME": str(folder), "TMPDIR": str(folder / "tmp"),
         "given": str(given), "CLOCKWORK_CACHE": str(given / "cache"), "CLOCKWORK_LOG_LEVEL": "info",
         "CLOCKWORK_URL": f"http://127.0.0.1:{http}", "CLOCKWORK_HTTP_PORT": http, "CLOCKWORK_GRPC_PORT": grpc,
-        "CLOCKWORK_METRICS_PORT": metrics, "LANG": "C.UTF-8",
+        "CLOCKWORK_METRICS_PORT": metrics, "CLOCKWORK_DEVICE_MEMORY": "64MiB", "LANG": "C.UTF-8",
     }  # fmt: skip
 
 

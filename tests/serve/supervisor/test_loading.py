@@ -25,6 +25,7 @@ from clockwork_serve.serve.supervisor import loading
 from clockwork_serve.serve.supervisor.server import ServerConfig, StartProgress, running_server
 from harness import machine, repositories
 from harness.serving import read_metrics, total
+from tests.end_to_end.commands import SMALL
 from tests.serve.onnx_models import affine, put
 from tests.serve.supervisor.servers import config, infer, until
 
@@ -196,7 +197,7 @@ def test_a_signal_stops_it_while_models_are_prepared(place: Path) -> None:
     port = free_port()
     command = [
         sys.executable, "-m", "clockwork_serve", "serve", str(place / "repository"), "--http-port", str(port),
-        "--grpc-port", "0", "--metrics-port", "0", "--cache", str(place / "cache"),
+        "--grpc-port", "0", "--metrics-port", "0", "--cache", str(place / "cache"), *SMALL,
     ]  # fmt: skip
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
