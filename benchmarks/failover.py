@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_S
 from harness import repositories
 from harness.hosts import START_S, Host, Machine, certificates, hosts, words_of
 from harness.http_load import Report, Sample, Shot, infer_message, open_loop, poisson, run
+from harness.ports import free_port
 from harness.report import Outcome, finish, parser, percent, quantile
 from harness.server import LEADER, Server, started
 from harness.serving import Metrics, read_metrics, total, until
@@ -251,7 +251,11 @@ class Hosts:
         self._folder, self._stack = folder, stack
         self._home = dict(zip(HOSTS, home, strict=True))
         self._files = dict(zip(HOSTS, certificates(folder, [host.address for host in home]), strict=True))
-        self._at = {name: f"{self._home[name].address}:{_free_port(self._home[name])}" for name in HOSTS[:2]}
+        # In a network of its own, every port is free that is here.
+        self._at = {
+            name: f"{at.address}:{free_port('127.0.0.1' if at.before else at.address)}"
+            for name, at in ((name, self._home[name]) for name in HOSTS[:2])
+        }
         self.controllers: dict[str, Machine] = {}
         """All that should run."""
         self._metrics: dict[str, str] = {}
@@ -300,13 +304,6 @@ class Hosts:
     def _end(self, builder: Machine) -> None:
         if builder.process.wait(START_S):
             raise RuntimeError(f"the builder failed:\n{builder.said[-2000:]}")
-
-
-def _free_port(host: Host) -> int:
-    """A port that is free here; in a network of its own, so is every one."""
-    with socket.create_server(("127.0.0.1" if host.before else host.address, 0)) as found:
-        port: int = found.getsockname()[1]
-        return port
 
 
 @dataclass(slots=True)

@@ -15,7 +15,6 @@ import asyncio
 import json
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -40,6 +39,7 @@ from harness import repositories
 from harness.hosts import Host, certificates, hosts
 from harness.http_load import Report, Shot, closed_loop, infer_message, open_loop, poisson, run
 from harness.machine import cpu_s
+from harness.ports import free_port
 from harness.report import Outcome, finish, in_turns, parser, quantile, table
 from harness.serving import until
 
@@ -99,7 +99,7 @@ def one_host(folder: Path) -> Iterator[Arm]:
 def apart(folder: Path, home: Host, others: list[Host]) -> Iterator[Arm]:
     """Each of them on a host of its own."""
     own, *theirs = certificates(folder, [home.address, *[host.address for host in others]])
-    listen, at = f"{home.address}:{_free_port(home.address)}", dict[str, str]()
+    listen, at = f"{home.address}:{free_port(home.address)}", dict[str, str]()
     with (
         running_server(
             server_of(folder, (device("emulated:0", 256 * KIB),), listen_machines=listen, **own)
@@ -112,7 +112,7 @@ def apart(folder: Path, home: Host, others: list[Host]) -> Iterator[Arm]:
             run_dir.mkdir()
             settings = Settings(
                 controller=listen, cache=str(run_dir / "cache"), host=host.address, log_level="warning",
-                http_port=_free_port(host.address) if not host.before else 8000, grpc_port=None,
+                http_port=free_port(host.address) if not host.before else 8000, grpc_port=None,
                 metrics_port=None, **files,
             )  # fmt: skip
             config: Any = GatewayConfig(
@@ -155,12 +155,6 @@ def _serves(url: str) -> bool:
             return bool(response.status == 200)
     except OSError:
         return False
-
-
-def _free_port(host: str) -> int:
-    with socket.create_server((host, 0)) as found:
-        port: int = found.getsockname()[1]
-        return port
 
 
 def message(url: str, model: str, elements: int, slo_ms: float) -> bytes:

@@ -27,8 +27,9 @@ from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, ModelInferRequest, M
 from clockwork_serve.units import MIB
 from harness.grpc_load import ROOM_BYTES, Load
 from harness.machine import cpu_s
+from harness.ports import free_port
 from harness.report import Outcome, finish, in_turns, parser, table
-from harness.stand_in import FLOAT_BYTES, MODEL, free_port, gateway, module
+from harness.stand_in import FLOAT_BYTES, MODEL, gateway, module
 
 NAME: Final = "benchmarks.grpc_front_end"
 METHOD: Final = f"/{INFERENCE_SERVICE}/ModelInfer"

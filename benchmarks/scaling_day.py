@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import socket
 import sys
 import tempfile
 import threading
@@ -47,6 +46,7 @@ from clockwork_serve.units import NS_PER_S
 from clockwork_serve.workload.traces import MINUTE_NS
 from harness import repositories
 from harness.hosts import Host, Machine, certificates, words_of
+from harness.ports import free_port
 from harness.report import Outcome, finish, parser
 from harness.serving import serve, total, until
 
@@ -425,8 +425,7 @@ def real(outcome: Outcome, folder: Path, seconds: float) -> None:
     """A quarter of the time one device has little to do, then four times as much comes, then little again."""
     repositories.emulated(folder / "models", "net", {1: SERVICE_MS})
     own, far = certificates(folder, ["127.0.0.1", "127.0.0.1"])
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        at = f"127.0.0.1:{found.getsockname()[1]}"
+    at = f"127.0.0.1:{free_port()}"
     workers = FarWorkers(folder, {"controller": at, **far})
     settings = {
         "listen_machines": at, "scaling_target": 0.99, "scaling_lead_s": 5, "scaling_most": FAR_MOST + 1,

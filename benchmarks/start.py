@@ -22,9 +22,9 @@ from typing import Any, Final
 import numpy as np
 
 from harness import repositories
+from harness.ports import free_port
 from harness.process_tree import cpu_s, descendants
 from harness.report import Outcome, finish, parser
-from harness.stand_in import free_port
 
 LIVE_LIMIT_S: Final = 10.0
 FIRST_LIMIT_S: Final = 20.0

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -20,6 +19,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+
+from harness.ports import free_port
 
 _PYTHON: Final = f"{sys.version_info.major}.{sys.version_info.minor}"
 SHARED: Final = Path("/dev/shm")  # noqa: S108 - where stubs put their memory, by names that nobody guesses
@@ -210,7 +211,7 @@ def running_triton(
 def _start(
     repository: Path, options: Sequence[str], said: Path, output: int
 ) -> tuple[Triton, subprocess.Popen[bytes]]:
-    http, grpc, metrics = ports = _free_ports(3)
+    http, grpc, metrics = ports = [free_port() for _ in range(3)]  # it cannot choose its own
     command = [
         str(WHEEL.server / "bin" / "tritonserver"), *serve_options(repository, WHEEL.backends(), ports),
         "--backend-config=python,shm-default-byte-size=1048576", *options,
@@ -227,15 +228,6 @@ def _environment() -> dict[str, str]:
         "LD_LIBRARY_PATH": WHEEL.libraries,
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago: Triton cannot choose its own."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def _await_ready(triton: Triton, process: subprocess.Popen[bytes]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,18 +13,12 @@ from pathlib import Path
 from typing import Final
 
 from clockwork_serve.store.etcd import EtcdDocuments
+from harness.ports import free_port
 from harness.serving import until
 
 ETCD: Final = shutil.which("etcd")
 ELECTION_MS: Final = 300
 """After so long without a leader etcd elects another one; by default it takes a second."""
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @dataclass(slots=True)

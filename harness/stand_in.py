@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -38,6 +37,7 @@ from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.transport import SOCKET_NAME, Link, hello, listen
 from clockwork_serve.units import ms
 from harness import records
+from harness.ports import free_port
 from harness.serving import until
 
 MODEL: Final = "m"
@@ -122,13 +122,6 @@ def module(core: int, name: str, *arguments: object, says: bool = True) -> Itera
         process.kill()
         process.wait()
         process.stdout.close()
-
-
-def free_port() -> int:
-    """A port that nobody has now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-    return port
 
 
 @contextmanager

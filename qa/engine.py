@@ -14,7 +14,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ import numpy as np
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 from harness import repositories
 from harness.http_load import Report, Sample, Shot, infer_message, open_loop, poisson, run
+from harness.ports import free_port
 from harness.process_tree import descendants
 from harness.report import Outcome, finish, parser
 from harness.server import alive
@@ -132,12 +132,6 @@ class Stage:
     def metrics(self) -> Metrics:
         """Of the server, by its gateway. OSError if nobody answers."""
         return read_metrics(f"{self.url}/metrics", 5)
-
-
-def free_port() -> int:
-    """One that is free now."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
 
 
 def deployment(folder: Path, http_port: int, controllers: int) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -37,13 +36,6 @@ PAGE = 256 * 1024
 PATIENCE_S = 60.0
 
 Far = TypeVar("Far", bound="FarProcess")
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 def settings(certificates: Certificates, port: int, silence_s: float = 2.0) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
-from harness.serving import Serving, total
+from harness.serving import Serving, total, until
 from tests.end_to_end.asking import ask
 from tests.end_to_end.conftest import LONG, MATRICES, WIDE, call, product, x_json
 
@@ -84,14 +84,16 @@ def shared_batches(server: Serving) -> int:
 def test_requests_that_share_a_batch_get_their_own_answers(server: Serving, repository: Path) -> None:
     before = shared_batches(server)
     asked = [random_inputs(repository, "mlp", 1, seed=100 + index) for index in range(96)]
+    protocols = ["http", "grpc"] * 48
+
+    def shared() -> bool:
+        found = list(pool.map(lambda *given: ask(server, given[0], "mlp", given[1]), protocols, asked))
+        for inputs, outputs in zip(asked, found, strict=True):
+            assert_equal(outputs, plain(repository, "mlp", inputs))
+        return shared_batches(server) > before
+
     with ThreadPoolExecutor(24) as pool:
-        protocols = ["http", "grpc"] * 48
-        found = list(
-            pool.map(lambda pair: ask(server, pair[0], "mlp", pair[1]), zip(protocols, asked, strict=True))
-        )
-    for inputs, outputs in zip(asked, found, strict=True):
-        assert_equal(outputs, plain(repository, "mlp", inputs))
-    assert shared_batches(server) > before
+        until("two meet", shared)  # as a rule at once
 
 
 def test_more_models_than_memory_each_answers_from_its_own_weights(server: Serving) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import uvloop
 
+from harness.ports import free_port
 from harness.serving import Serving
 from tests.end_to_end import machines
 from tests.end_to_end.conftest import call, x_json
@@ -31,7 +32,7 @@ JOIN_S = 2.0
 def test_machines_join_during_a_flood(
     tmp_path: Path, start: Start, timing: Timing, addresses: int, connections: int
 ) -> None:
-    files, port = certificates(tmp_path), machines.free_port()
+    files, port = certificates(tmp_path), free_port()
     repository = machines.matrices(tmp_path / "models")
     settings: dict[str, Any] = machines.settings(files, port)
     with (

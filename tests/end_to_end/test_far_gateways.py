@@ -20,6 +20,7 @@ from clockwork_serve import __version__
 from clockwork_serve.serve.transport import PROTOCOL
 from harness import repositories
 from harness.http_load import Report, closed_loop, infer_message, run
+from harness.ports import free_port
 from harness.serving import Serving, total, until
 from tests.end_to_end import cables, machines
 from tests.end_to_end.cables import Cable, certificates_of_cable
@@ -84,7 +85,7 @@ class Place:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[Place]:
     root = tmp_path_factory.mktemp("place")
-    files, port = certificates(root), machines.free_port()
+    files, port = certificates(root), free_port()
     settings = machines.settings(files, port, SILENCE_S)
     said: list[str] = []
     repository = machines.matrices(root / "models")
@@ -371,7 +372,7 @@ def test_a_pulled_cable_and_a_gateway_in_a_network_of_its_own(
     cable: Cable, tmp_path: Path, start: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The kernel's own silence: no proxy, no reset, no end. A worker is beside it."""
-    files, port = certificates_of_cable(tmp_path), machines.free_port()
+    files, port = certificates_of_cable(tmp_path), free_port()
     bridge = machines.settings(files, port, SILENCE_S) | {"listen_machines": f"{cables.HERE}:{port}"}
     silence = ("--silence-s", str(SILENCE_S))
     far: dict[str, Any] = {"host": cables.HERE, "before": cable.there}

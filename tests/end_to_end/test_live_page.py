@@ -22,6 +22,7 @@ from clockwork_serve.telemetry import Step, head_of, read_records
 from clockwork_serve.telemetry.live import LiveView
 from clockwork_serve.units import ms
 from harness.browser import ABSENT, CHROMIUM, Browser
+from harness.ports import free_port
 from tests.sim.journals import written
 from tests.telemetry import stories
 
@@ -237,11 +238,12 @@ def test_a_server_that_starts_again_is_followed_with_its_own_names(
     other = LiveView()
     other.on_record(Step(0, (stories.worker_joined(worker="new", device="new:0"),), ()))
     other.on_record(Step(ms(100), (stories.request("r", 100, model="another/1"),), ()))
-    with shown(journal) as url:
+    port = free_port()
+    with shown(journal, port) as url:
         opened(browser, url)
         assert len(browser.run("livePage.store.models")) > 1
     browser.until("document.getElementById('state').innerText === 'not connected'")
-    with shown(other, int(url.split(":")[2].partition("/")[0])):
+    with shown(other, port):
         browser.until("livePage.store.models.join() === 'another/1'")
         assert browser.run("livePage.store.lanes.map((one) => one.name).join()") == "new:0,new:0"
 

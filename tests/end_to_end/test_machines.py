@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from harness import repositories
+from harness.ports import free_port
 from harness.serving import Serving, total, until
 from tests.end_to_end import machines
 from tests.end_to_end.conftest import MOODY, call, x_json
@@ -54,7 +55,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[
     root = tmp_path_factory.mktemp("cluster")
     repository = machines.matrices(root / "models")
     repositories.python_model(repository, "moody", MOODY)
-    files, port = certificates(root), machines.free_port()
+    files, port = certificates(root), free_port()
     said: list[str] = []
     settings = machines.settings(files, port)
     with start(repository, memory_bytes=PAGE, **settings, log_level="info", on_line=said.append) as serving:

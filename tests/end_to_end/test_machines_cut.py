@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from harness.http_load import Report, closed_loop, infer_message, run
+from harness.ports import free_port
 from harness.serving import Serving, total, until
 from tests.end_to_end import cables, machines
 from tests.end_to_end.cables import Cable, certificates_of_cable
@@ -43,7 +44,7 @@ class Network:
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[Network]:
     root = tmp_path_factory.mktemp("network")
-    files, port = certificates(root), machines.free_port()
+    files, port = certificates(root), free_port()
     settings = machines.settings(files, port, SILENCE_S)
     with (
         start(machines.matrices(root / "models"), memory_bytes=PAGE, **settings) as serving,
@@ -185,7 +186,7 @@ def test_a_pulled_cable_and_a_worker_in_a_network_of_its_own(
     cable: Cable, tmp_path: Path, start: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The kernel's own silence: no proxy, no reset, no end."""
-    files, port = certificates_of_cable(tmp_path), machines.free_port()
+    files, port = certificates_of_cable(tmp_path), free_port()
     bridge = machines.settings(files, port, SILENCE_S) | {"listen_machines": f"{cables.HERE}:{port}"}
     with (
         start(machines.matrices(tmp_path / "models"), memory_bytes=PAGE, **bridge) as serving,

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from clockwork_serve.units import MIB
 from harness.http_load import closed_loop, infer_message, run
+from harness.ports import free_port
 from harness.serving import Serving, total, until
 from tests.end_to_end import machines
 from tests.end_to_end.conftest import call, x_json
@@ -120,7 +121,7 @@ def a_place(root: Path, start: Start, **settings: Any) -> Iterator[Place]:
     plain = ort.InferenceSession(segmenter(root / "models"), providers=["CPUExecutionProvider"])
     echoes(root / "models", "FP32", 8)
     echoes(root / "models", "INT64", 1)
-    files, port = certificates(root), machines.free_port()
+    files, port = certificates(root), free_port()
     with start(root / "models", **machines.settings(files, port), **settings) as serving:
         yield Place(serving, port, files, plain)
 

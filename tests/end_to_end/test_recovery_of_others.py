@@ -20,6 +20,7 @@ import pytest
 
 from clockwork_serve.serve.supervisor.server import RunningServer, running_server
 from harness import machine
+from harness.ports import free_port
 from tests.end_to_end.commands import alive, command, first_line
 from tests.end_to_end.steady import how, steady
 from tests.serve.onnx_models import affine, put
@@ -147,7 +148,8 @@ def test_after_a_killed_supervisor_the_next_starts_on_the_same_ports_and_clears_
 ) -> None:
     put(tmp_path / "repository", "m0", affine(0))
     environment = os.environ | {"XDG_RUNTIME_DIR": str(run)}
-    arguments = [*command(tmp_path / "repository", tmp_path / "cache"), "--json"]
+    ports = ["--http-port", str(free_port()), "--grpc-port", str(free_port())]
+    arguments = [*command(tmp_path / "repository", tmp_path / "cache"), *ports, "--json"]
     named = shared()
     for _ in range(3):
         with subprocess.Popen(
@@ -156,13 +158,9 @@ def test_after_a_killed_supervisor_the_next_starts_on_the_same_ports_and_clears_
             try:
                 line = first_line(supervisor)
                 assert line, supervisor.stderr.read() if supervisor.stderr else ""
-                said = json.loads(line)
                 children = machine.children(supervisor.pid)
             finally:
                 supervisor.kill()
-        http, grpc = said["http"].rpartition(":")[2], said["grpc"].rpartition(":")[2]
-        ports = ["--http-port", http, "--grpc-port", grpc]
-        arguments = [*command(tmp_path / "repository", tmp_path / "cache"), *ports, "--json"]
         assert len(children) >= 3
         assert len(list(run.iterdir())) == 1, "one that is left, of the last one"
     until(lambda: not any(alive(child) for child in children))

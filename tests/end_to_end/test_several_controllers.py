@@ -16,9 +16,10 @@ import pytest
 
 from harness.etcd import ETCD, etcd
 from harness.hosts import Host, Machine
+from harness.ports import free_port
 from harness.process_tree import descendants
 from harness.serving import Metrics, read_metrics, total, until
-from tests.end_to_end.machines import another_build, free_port
+from tests.end_to_end.machines import another_build
 from tests.end_to_end.steady import how, steady
 from tests.serve.certificates import Certificates, certificates
 from tests.serve.onnx_models import affine, put

@@ -88,7 +88,7 @@ def crowd(server: Serving, *, count: int, slo_ms: int) -> list[Response]:
 @pytest.fixture
 def slow(tmp_path: Path) -> Path:
     root = tmp_path / "models"
-    repositories.sleeper(root, "slow", 0.01)
+    repositories.sleeper(root, "slow", 0.05)
     return root
 
 
@@ -112,7 +112,7 @@ def test_every_span_has_its_parent_and_no_refused_or_late_request_is_missing(
             ended = [call(server.http_url, INFER, b"{}", {"traceparent": wrong_header})]
             ended.append(ask(server, "/v2/models/nobody/infer"))
             over_grpc(server, grpc_header)
-            ended += crowd(server, count=60, slo_ms=100)
+            ended += crowd(server, count=60, slo_ms=400)
             ended += late(server)
     spans = [json.loads(line) for line in file.read_text().splitlines()]
 

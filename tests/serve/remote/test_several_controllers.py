@@ -36,7 +36,7 @@ from clockwork_serve.serve.remote.config import BridgeConfig, runtime
 from clockwork_serve.serve.remote.finding import LeaderFinder
 from clockwork_serve.serve.transport import hello
 from harness import records
-from tests.end_to_end.machines import free_port
+from harness.ports import free_port
 from tests.serve.certificates import Certificates, certificates
 from tests.serve.links import Side, until
 from tests.serve.remote.bridges import MODEL, NAME, READY, joining

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from tritonclient.utils import InferenceServerException
 from clockwork_serve.serve.supervisor import loading
 from clockwork_serve.serve.supervisor.server import ServerConfig, StartProgress, running_server
 from harness import machine, repositories
+from harness.ports import free_port
 from harness.serving import read_metrics, total
 from tests.end_to_end.commands import SMALL
 from tests.serve.onnx_models import affine, put
@@ -78,12 +78,6 @@ class Starting:
 
     def status(self, path: str, body: object = None) -> int:
         return self.ask(path, body)[0]
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def child_of(module: str, place: Path) -> int:

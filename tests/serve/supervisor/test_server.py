@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -162,6 +161,12 @@ def test_every_process_that_is_killed_is_restarted(server: RunningServer, name: 
     until(lambda: served(server, "a"))
 
 
+def listening(port: int) -> int:
+    """How many sockets listen there."""
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    return sum(line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "0A" for line in lines)
+
+
 def test_gateways_have_as_many_connections_each_and_one_that_died_gets_the_next(place: Path) -> None:
     entry = {"name": "x", "datatype": "FP32", "shape": [1, 64], "data": [0.0] * 64}
     body = json.dumps({"inputs": [entry]})
@@ -186,7 +191,7 @@ def test_gateways_have_as_many_connections_each_and_one_that_died_gets_the_next(
         between = answered_by(2)  # whom nobody else takes the first keeps
         until(lambda: running.pid("gateway-1") not in (None, pid))
         until(lambda: running.state()["gateways"] == ["gateway-0", "gateway-1"])
-        time.sleep(0.2)  # it has a link a moment before it listens
+        until(lambda: listening(running.http_port) == 2)  # it has a link a moment before
         assert between + answered_by(6) == {"gateway-0": 2, "gateway-1": 6}
 
 
