@@ -39,6 +39,7 @@ from tests.end_to_end.machines import (
 )
 from tests.serve.certificates import Certificates, certificates
 from tests.serve.proxy import Proxy, proxy
+from tests.timing import Timing
 
 Start = Callable[..., AbstractContextManager[Serving]]
 SILENCE_S = 1.0
@@ -299,7 +300,7 @@ def load(gateway: FarGateway, cut: Callable[[], None], heal: Callable[[], None],
             cut()
             timer.start()
         x = np.ones((1, WIDE), np.float32).tobytes()
-        return infer_message(gateway.url, f"m{index % MODELS}", [("x", "FP32", (1, WIDE), x)], slo_ms=300)
+        return infer_message(gateway.url, f"m{index % MODELS}", [("x", "FP32", (1, WIDE), x)], slo_ms=1000)
 
     report = run(closed_loop(gateway.url, messages, requests=1000, connections=8, pause_s=0.02))
     timer.join()
@@ -349,6 +350,7 @@ def test_a_cut_costs_no_request_its_one_answer(
     place: Place,
     between: tuple[FarGateway, Proxy],
     capsys: pytest.CaptureFixture[str],
+    timing: Timing,
     there: bool,
     back: bool,
 ) -> None:
@@ -361,9 +363,10 @@ def test_a_cut_costs_no_request_its_one_answer(
     with capsys.disabled():
         sys.stdout.write(f"\nafter the load, {time.monotonic() - healed_s:.2f} s; {dict(report.ends())}")
     assert (len(report.samples), report.unanswered, report.unexpected_bytes) == (1000, 0, 0)
-    ends = report.ends()
-    assert ends["200"] >= 90, ends
-    assert all(sample.latency_ns < 3e9 for sample in report.samples), "who cannot be served hears it in time"
+    with timing.judged():
+        ends = report.ends()
+        assert ends["200"] >= 90, ends
+        assert all(sample.latency_ns < 3e9 for sample in report.samples), "all hear it in time"
     assert books(gateway)[0] >= received + 1000
     settled(place, gateway)
 

@@ -176,7 +176,7 @@ def test_a_worker_dies_while_it_joins_the_next_controller(server: RunningServer)
 
 
 def test_a_controller_that_dies_as_soon_as_it_starts_is_started_ever_later_and_that_is_said(
-    server: RunningServer, caplog: pytest.LogCaptureFixture
+    server: RunningServer, caplog: pytest.LogCaptureFixture, timing: Timing
 ) -> None:
     worker, pid = server.pid("worker-cpu:0"), server.pid("controller")
     assert pid is not None
@@ -185,12 +185,14 @@ def test_a_controller_that_dies_as_soon_as_it_starts_is_started_ever_later_and_t
         os.kill(pid, signal.SIGKILL)
         killed_s.append(time.monotonic())
         until(partial(another, server, "controller", pid), 60)
-        assert health(server) == 503
+        with timing.judged():  # it is not ready yet
+            assert health(server) == 503
         pid = server.pid("controller")
         assert pid is not None
-    assert killed_s[-1] - killed_s[-2] > 0.7, killed_s
-    assert "controller ended: killed by SIGKILL; restarting in 0.8 s" in caplog.text
-    assert "controller keeps ending at once" in caplog.text
+    with timing.judged():  # each was killed soon after it started
+        assert killed_s[-1] - killed_s[-2] > 0.7, killed_s
+        assert "controller ended: killed by SIGKILL; restarting in 0.8 s" in caplog.text
+        assert "controller keeps ending at once" in caplog.text
     until(lambda: health(server) == 200)
     assert server.pid("worker-cpu:0") == worker
     until(partial(answers, server, "m0"))  # the other gateway may hear of it a moment later

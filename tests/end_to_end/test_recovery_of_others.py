@@ -192,7 +192,12 @@ def test_models_are_added_replaced_and_removed_under_load_and_nobody_notices(
         assert not how(load.ends), how(load.ends)
         call(server, "repository/models/other/unload", {})
         removed_s = time.monotonic()
-        time.sleep(0.3)
+        until(
+            lambda: (
+                {end.protocol for end in load.ends if end.model == "other" and end.sent_s > removed_s}
+                == {"http", "grpc"}
+            )
+        )
         ends = load.stop()
     gone = [end for end in ends if end.model == "other" and end.sent_s > removed_s]
     assert {end.how for end in gone} == {"404", "NOT_FOUND"}, how(gone)

@@ -79,7 +79,8 @@ def test_the_leader_dies_again_and_again_and_every_request_is_answered(
             dead = kill_leader(server)
             until(lambda dead=dead: server.leader in BOTH - {dead})
             found = whole(server)
-            assert found.epoch == epoch + turn + 1
+            with timing.judged():
+                assert found.epoch == epoch + turn + 1
             assert sum(model.loads for model in found.models.values()) == 0, "loaded again"
             server.server.supervisor.reset_backoff("controller")
         time.sleep(0.3)
@@ -113,7 +114,7 @@ def test_a_leader_that_hands_over_loses_no_request(server: RunningServer, timing
         assert max(end.took_ms for end in ends) < BACK_MS
 
 
-def test_a_leader_that_hangs_is_ended_and_the_other_one_leads(server: RunningServer) -> None:
+def test_a_leader_that_hangs_is_ended_and_the_other_one_leads(server: RunningServer, timing: Timing) -> None:
     with steady(server.http_port, server.grpc_port, MODELS) as load:
         time.sleep(0.3)
         dead = kill_leader(server, signal.SIGSTOP)
@@ -123,10 +124,11 @@ def test_a_leader_that_hangs_is_ended_and_the_other_one_leads(server: RunningSer
         ends = load.stop()
     assert {end.how for end in ends if not end.good} <= REFUSED, how(ends)
     assert ends[-1].good
-    assert server.server.supervisor.unresponsive[dead] == 1
+    with timing.judged():  # the other one answered in time
+        assert server.server.supervisor.unresponsive[dead] == 1
 
 
-def test_nothing_happens_when_the_one_that_stands_by_dies(server: RunningServer) -> None:
+def test_nothing_happens_when_the_one_that_stands_by_dies(server: RunningServer, timing: Timing) -> None:
     leader, before = server.leader, counters(server)
     (other,) = BOTH - {leader}
     pid = server.pid(other)
@@ -136,9 +138,10 @@ def test_nothing_happens_when_the_one_that_stands_by_dies(server: RunningServer)
         until(lambda: server.pid(other) not in (None, pid))
         found = whole(server)
         ends = load.stop()
-    assert not how(ends)
-    assert (server.leader, found.epoch) == (leader, before.epoch)
-    assert found.received > before.received
+    with timing.judged():  # nor to the one that leads, if it answers in time
+        assert not how(ends)
+        assert (server.leader, found.epoch) == (leader, before.epoch)
+        assert found.received > before.received
 
 
 def test_both_die_at_once_and_one_of_those_that_are_started_leads(server: RunningServer) -> None:

@@ -146,7 +146,7 @@ def test_each_model_runs_on_the_device_that_runs_it(mixed: Serving) -> None:
 
 def test_a_killed_torch_worker_costs_no_client_its_one_response(mixed: Serving) -> None:
     url = mixed.http_url
-    message = infer_message(url, "t1", [("x", "FP32", (1, 64), bytes(4 * 64))], slo_ms=300)
+    message = infer_message(url, "t1", [("x", "FP32", (1, 64), bytes(4 * 64))], slo_ms=3000)
     until("the server works", lambda: works(mixed, "t1"), 60)
     victim = mixed.worker_pid()
 

@@ -68,9 +68,9 @@ def test_the_majority_answers_whoever_is_lost_and_a_minority_does_not(
     def written(content: bytes) -> bool:
         try:
             documents.put("kept", content, nothing)
+            return documents.read("kept") == content
         except OSError:
             return False
-        return documents.read("kept") == content
 
     for lost in range(3):
         cluster.members[lost].send(number)
