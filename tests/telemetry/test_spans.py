@@ -95,12 +95,12 @@ def ran(action_id: int, start_ms: float, end_ms: float, device: str = "cpu:0") -
     )
 
 
-def one_batch() -> list[JournalHead | Step]:
+def one_batch(**more: int) -> list[JournalHead | Step]:
     """Two requests in one batch, which began 2 ms later than predicted and took 2 ms longer."""
     first, second = (
         structs.replace(stories.request(name, 1), trace=f"{CLIENT}-01 a=1") for name in ("a", "b")
     )
-    result = structs.replace(ran(1, 3, 15), input_ns=ms(1), run_ns=ms(10), output_ns=ms(1))
+    result = structs.replace(ran(1, 3, 15), input_ns=ms(1), run_ns=ms(10), output_ns=ms(1), **more)
     good = [
         answered(name, batch=2, queue_ns=ms(2), exec_ns=ms(12), expected_ns=ms(10)) for name in ("a", "b")
     ]
@@ -139,6 +139,14 @@ def test_a_request_is_a_tree_of_what_it_waited_for_and_where_it_ran() -> None:
     assert (asked["clockwork.outcome"], asked["clockwork.slo_ms"]) == ("ok", 100)
     assert spans[2].links == ((mates[0].trace_id, mates[2].span_id),)
     assert mates[2].links == ((root.trace_id, spans[2].span_id),)
+
+
+def test_what_tensors_took_over_a_network_is_told_where_there_was_one() -> None:
+    (_, _, here, *_), _ = told(*one_batch())
+    (_, _, elsewhere, *_), _ = told(*one_batch(transfer_in_ns=ms(4), transfer_out_ns=ms(3)))
+    assert elsewhere.attributes.items() - here.attributes.items() == {
+        ("clockwork.transfer_in_ms", 4), ("clockwork.transfer_out_ms", 3),
+    }  # fmt: skip
 
 
 def test_instants_are_those_of_the_wall_clock() -> None:

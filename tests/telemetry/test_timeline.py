@@ -296,7 +296,8 @@ def steps() -> Iterator[tuple[float, tuple, tuple]]:
         (answered("c", Outcome.REJECTED, reason=Reason.WOULD_MISS_DEADLINE),),
     )
     yield 15, (), (answered("b", Outcome.CANCELLED),)
-    yield 22, (result(2, 11, 21.5),), (answered("a", batch=2, queue_ns=ms(1.5)),)
+    far = msgspec.structs.replace(result(2, 11, 21.5), transfer_in_ns=ms(2))
+    yield 22, (far,), (answered("a", batch=2, queue_ns=ms(1.5)),)
     yield 30, (), (stories.load(3),)
     yield 31, (WorkerLost(worker="w0", running=(3,)),), ()
 
@@ -330,6 +331,8 @@ def test_a_small_journal_as_a_whole(tmp_path: Path) -> None:
     assert infer["predicted_start_ms"] == -1
     assert infer["predicted_end_ms"] == 9
     assert infer["predicted_lasts_ms"] == 10
+    assert (infer["transfer_in_ms"], infer["transfer_out_ms"]) == (2, 0)
+    assert "transfer_in_ms" not in trace.of("action")[0].args, "it was on its host"
 
 
 def test_a_prediction_begins_when_what_was_sent_before_has_ended(tmp_path: Path) -> None:

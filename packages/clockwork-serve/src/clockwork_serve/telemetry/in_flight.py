@@ -191,3 +191,12 @@ def told_of_action(sent: SentAction[Any], start_ns: int) -> Told:
         if action.signature:
             told["signature"] = action.signature
     return told
+
+
+def told_of_transfers(result: Result) -> Told:
+    """How long the tensors of an INFER took over a network; empty where they were on its host."""
+    if not (result.transfer_in_ns or result.transfer_out_ns):
+        return {}
+    return {
+        "transfer_in_ms": to_ms(result.transfer_in_ns), "transfer_out_ms": to_ms(result.transfer_out_ns),
+    }  # fmt: skip

@@ -43,6 +43,7 @@ from clockwork_serve.telemetry.in_flight import (
     told_of_action,
     told_of_answer,
     told_of_request,
+    told_of_transfers,
 )
 from clockwork_serve.telemetry.journal import JournalHead, Step, Torn, refusals_beside
 from clockwork_serve.units import NS_PER_S, to_ms
@@ -352,7 +353,7 @@ class Spans:
     def _execution(self, traced: _Traced, sent: SentAction[_Traced], result: Result) -> list[Span]:
         action = sent.action
         told = told_of_action(sent, result.started_ns) | {"device": action.device, "status": result.status}
-        told["longer_ms"] = to_ms(result.lane_ns - sent.expected_ns)
+        told |= {"longer_ms": to_ms(result.lane_ns - sent.expected_ns)} | told_of_transfers(result)
         if result.message:
             told["message"] = result.message
         name = f"exec {action.action_id}"

@@ -39,6 +39,7 @@ from clockwork_serve.telemetry.in_flight import (
     told_of_action,
     told_of_answer,
     told_of_request,
+    told_of_transfers,
 )
 from clockwork_serve.telemetry.journal import JournalHead, journal_bytes
 from clockwork_serve.telemetry.perfetto import BY_NAME, BY_RANK, Args, SliceRows, StateTrack, TraceFile
@@ -251,6 +252,7 @@ class Timeline(Tracks):
             }  # fmt: skip
         if result.once_ns:
             args["once_ms"] = to_ms(result.once_ns)
+        args |= told_of_transfers(result)
         self._draw_action(sent, title, result.started_ns, result.ended_ns, args)
 
     def _draw_action(self, sent: AskedAction, title: str, start_ns: int, end_ns: int, args: Args) -> None:
