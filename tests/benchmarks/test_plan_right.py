@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from benchmarks.plan_right.__main__ import (
     play_all,
     predict,
     predict_all,
+    proves_nothing,
     question,
     read_predictions,
     same_refused,
@@ -112,16 +114,33 @@ def test_what_was_predicted_or_played_is_not_again(tmp_path: Path, monkeypatch: 
 def test_a_play_that_proves_nothing_is_played_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case, file = BY_NAME["time"], tmp_path / "said.jsonl"
     file.write_bytes(plan_right.msgspec.json.encode(said(case)) + b"\n")
-    invalid = iter(["late", "", ""])
+    invalid = iter(["late", "", "late", "late", "late", ""])
     monkeypatch.setattr(
         plan_right, "play",
         lambda *given: structs.replace(as_said(*given), invalid=next(invalid)),
     )  # fmt: skip
 
     _, runs = play_all(file, [case])
-    assert [run.invalid for run in runs.values()] == ["late", ""]
+    assert [run.invalid for run in runs.values()] == ["", "late"], "twice, and three times in vain"
+    assert proves_nothing(runs) == "1 of 2 runs, 3 times each; of time with 1 devices: late"
     _, runs = play_all(file, [case])
     assert [run.invalid for run in runs.values()] == ["", ""]
+    assert not proves_nothing(runs)
+
+
+def test_delays_of_a_disturbed_machine_are_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    invalid, read = iter(["late", "", *["late"] * 3]), list[str]()
+    monkeypatch.setattr(plan_right, "served", lambda *_: nullcontext("http://x"))
+    monkeypatch.setattr(plan_right, "measured_ends", lambda *_, **__: ((), next(invalid)))
+    monkeypatch.setattr(plan_right, "read_delays", lambda file: read.append(Path(file).name) or BUSY)
+
+    assert plan_right.measured(tmp_path) is BUSY
+    assert read == ["calibration-1.journal"], "that of the one that was not disturbed"
+    (again := tmp_path / "again").mkdir()
+    with pytest.raises(SystemExit, match="never undisturbed"):
+        plan_right.measured(again)
 
 
 def test_predictions_are_judged(tmp_path: Path) -> None:
