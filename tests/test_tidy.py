@@ -55,7 +55,7 @@ DURATIONS = frozenset(
         pace patience planned prepare quantile queue quiet reach rejoin remaining reserve
         reserved rest restart retry room rooms row run sample second seed served server settled share
         shares shortage shortest silent skew slack slice slo slos slots spare spent stalled sum tick
-        timed timeout took total transfer trial unit up usual value values wait waited wanted way whole window
+        timed timeout took total trial unit up usual value values wait waited wanted way whole window
         within worker
         """,
     )

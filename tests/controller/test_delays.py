@@ -95,6 +95,16 @@ def test_delays_may_be_longer_where_tensors_come_over_a_network() -> None:
     assert (delays.reach_ns, delays.slack_ns) == (ms(1), ms(2)), "they are forgotten like other delays"
 
 
+def test_a_transfer_that_was_stopped_once_shuts_no_request_out() -> None:
+    delays = Delays(network_ns=us(200), slack_ns=ms(2))
+    for took_ms in (5000, 3, 3, 3):
+        delays.measured(0, -1, 0, ms(took_ms), 0)
+        assert delays.reach_ns < ms(20.1), "the first is not believed whole"
+    for took_ms in (*[3] * 40, 5000, 3):
+        delays.measured(0, -1, 0, ms(took_ms), 0)
+    assert ms(3) < delays.reach_ns < ms(4)
+
+
 def test_a_lane_that_is_never_idle_is_reached_as_soon_as_inputs_are_there() -> None:
     delays = Delays(network_ns=us(200), slack_ns=ms(2))
     for _ in range(100):

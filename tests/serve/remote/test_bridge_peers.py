@@ -96,9 +96,10 @@ def test_what_messages_take_is_learned_where_the_lane_was_idle_and_added_to_all(
     assert took(1, 1000 + 300 + 10 + 100 + 50) == (325, 125)
     assert took(2, 9000) == (325, 125), "it waited for the one before it"
     actions.sent(over(infer(3, "a", 0), 16), 10_000)
-    assert took(3, 10_000 + 300 + 10 + 100 + 90) == (330, 130), "a mean"
+    assert took(3, 10_000 + 300 + 10 + 100 + 9000) == (325, 125), "one that was stopped changes nothing"
     actions.sent(over(infer(4, "a", 0), 16), 20_000)
-    assert took(4, 20_000) == (322, 122), "clocks have an error"
+    actions.sent(over(infer(5, "a", 0), 16), 20_000)
+    assert took(4, 20_005) == (5 + 25, 5 + 25), "none took longer than there was"
 
 
 def test_nothing_ends_in_the_future() -> None:

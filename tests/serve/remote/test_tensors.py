@@ -137,6 +137,14 @@ def test_inputs_that_take_longer_than_the_execution_bound_the_rate() -> None:
     assert other.lane_ns == ms(2), "nothing is known of another kind"
 
 
+def test_inputs_that_were_stopped_once_on_their_way_change_nothing() -> None:
+    timing = LaneTiming()
+    for at, took_ms in enumerate((3, 3, 5000, 3, 3)):
+        timing.inputs_arrived(KIND, asked_ns=ms(10_000 * at), now_ns=ms(10_000 * at + took_ms))
+        if at > 1:
+            assert timing.ended(ran(60_000, 60_004), KIND, 0, ms(60_004)).lane_ns == ms(4)
+
+
 def test_inputs_take_no_time_while_those_before_them_come() -> None:
     timing = LaneTiming()
     timing.inputs_arrived(KIND, asked_ns=ms(100), now_ns=ms(106))

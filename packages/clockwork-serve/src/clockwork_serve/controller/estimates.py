@@ -413,6 +413,8 @@ ANSWER_NS: Final = 50 * NS_PER_US
 
 TRANSFER_BITS: Final = 3
 """A mean transfer time is over about ``2 ** TRANSFER_BITS`` of them."""
+FIRST_TRANSFER_NS: Final = 20 * NS_PER_MS
+"""The most that the first one counts."""
 
 DRIFT_BITS: Final = 20
 DRIFT_LEAST: Final = 1 << DRIFT_BITS - 7
@@ -461,7 +463,10 @@ class WindowMax(Record):
 
 
 def _mean(mean_ns: int, value_ns: int) -> int:
-    return mean_ns + (value_ns - mean_ns >> TRANSFER_BITS) if mean_ns else value_ns
+    """A mean that one value which was stopped on its way hardly changes, for that would shut requests out."""
+    if not mean_ns:
+        return min(value_ns, FIRST_TRANSFER_NS)
+    return mean_ns + (min(value_ns, 2 * mean_ns + NS_PER_MS) - mean_ns >> TRANSFER_BITS)
 
 
 class Delays(Record):

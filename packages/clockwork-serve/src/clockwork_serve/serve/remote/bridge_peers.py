@@ -6,7 +6,9 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from statistics import median_low
 from typing import ClassVar
 
 from msgspec import structs
@@ -40,6 +42,7 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.serve.remote.link import MachineLink
 from clockwork_serve.serve.remote.tensor_link import decode
+from clockwork_serve.serve.remote.tensors import FEW
 from clockwork_serve.serve.remote.transfer import code_parts, no_parts, weights_parts
 from clockwork_serve.serve.transport import Link, OnFrames, OnLost, hello
 
@@ -206,9 +209,9 @@ class Actions:
     """
 
     def __init__(self) -> None:
-        self._sent: dict[int, Action] = {}  # all and only actions in flight that were sent here
-        self._alone: tuple[int, int] = (0, 0)  # the last INFER sent to an idle lane, and when
-        self._way_ns = 0  # what messages take there and back, a mean over such INFERs
+        self._sent: dict[int, tuple[Action, int]] = {}  # all and only actions in flight from here, and when
+        self._alone_id = 0  # the last INFER that was sent to an idle lane
+        self._way_ns = deque[int](maxlen=FEW)  # what messages of such took there and back
         self._adopted: dict[int, str] = {}  # devices of those that run since an earlier controller, by action
 
     def __len__(self) -> int:
@@ -216,9 +219,9 @@ class Actions:
 
     def sent(self, action: Action, now_ns: int) -> None:
         """The worker is to execute an action."""
-        if isinstance(action, Infer) and not any(isinstance(one, Infer) for one in self._sent.values()):
-            self._alone = (action.action_id, now_ns)
-        self._sent[action.action_id] = action
+        if isinstance(action, Infer) and not any(isinstance(one, Infer) for one, _ in self._sent.values()):
+            self._alone_id = action.action_id
+        self._sent[action.action_id] = (action, now_ns)
 
     def adopt(self, joined: WorkerJoined) -> None:
         """The worker runs actions that an earlier controller sent, and will send their results here."""
@@ -229,7 +232,7 @@ class Actions:
         """The result for the controller. Raises :class:`TransportError` if no such action is in flight."""
         if self._adopted.pop(result.action_id, None) == result.device:
             return not_after(structs.replace(result, outputs=()), now_ns)  # it answers nobody
-        action = self._sent.pop(result.action_id, None)
+        action, sent_ns = self._sent.pop(result.action_id, (None, 0))
         if action is None or action.device != result.device:
             raise TransportError(f"it sent a result of action {result.action_id}, which it was not given")
         if isinstance(action, Infer) and result.status is Status.OK:
@@ -238,19 +241,17 @@ class Actions:
             except TransportError as error:
                 message = f"outputs: {error}"
                 result = structs.replace(result, status=Status.DEVICE_FAULT, message=message, outputs=())
-            result = self._with_messages(result, now_ns)
+            result = self._with_messages(result, now_ns - sent_ns)
         return not_after(result, now_ns)
 
-    def _with_messages(self, result: Result, now_ns: int) -> Result:
-        action_id, sent_ns = self._alone
-        if action_id == result.action_id:  # nothing was before it, so what is unexplained are messages
-            way_ns = now_ns - sent_ns - result.transfer_in_ns - result.lane_ns - result.transfer_out_ns
-            way_ns = max(0, way_ns)
-            self._way_ns = (3 * self._way_ns + way_ns) // 4 if self._way_ns else way_ns
-        return structs.replace(
-            result, transfer_in_ns=result.transfer_in_ns + self._way_ns // 2,
-            transfer_out_ns=result.transfer_out_ns + self._way_ns // 2,
-        )  # fmt: skip
+    def _with_messages(self, result: Result, took_ns: int) -> Result:
+        in_ns, out_ns = (
+            max(0, min(took_ns, value_ns)) for value_ns in (result.transfer_in_ns, result.transfer_out_ns)
+        )
+        if result.action_id == self._alone_id:  # nothing was before it, so what is unexplained are messages
+            self._way_ns.append(max(0, took_ns - in_ns - result.lane_ns - out_ns))
+        each_ns = median_low(self._way_ns or (0,)) // 2
+        return structs.replace(result, transfer_in_ns=in_ns + each_ns, transfer_out_ns=out_ns + each_ns)
 
 
 def _check_outputs(action: Infer, result: Result) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import median_low
 from typing import Final
 
 from msgspec import structs
@@ -59,7 +61,7 @@ _log = logging.getLogger(__name__)
 
 
 KINDS_MAX: Final = 1024  # of how many kinds of INFERs the transfer time is remembered
-_FADE: Final = 8  # a mean is over about so many of them
+FEW: Final = 9  # the median of so many is taken: one that was stopped on its way changes nothing
 
 Kind = tuple[str, int, int]  # of an INFER: code, batch size, bytes of inputs
 
@@ -69,22 +71,23 @@ class LaneTiming:
 
     def __init__(self) -> None:
         self._arrived_ns = 0  # when the last inputs had come
-        self._transfer_ns: dict[Kind, int] = {}  # how long those of a kind take by themselves, a mean
+        self._took_ns: dict[Kind, deque[int]] = {}  # how long the last of a kind took by themselves
 
     def inputs_arrived(self, kind: Kind, asked_ns: int, now_ns: int) -> int:
         """All inputs of an INFER that was received at ``asked_ns`` are here; returns how long they took."""
         # The network was for those before it until these had come.
         took_ns = max(0, now_ns - max(asked_ns, self._arrived_ns))
         self._arrived_ns = now_ns
-        mean_ns = self._transfer_ns.pop(kind, took_ns)
-        if len(self._transfer_ns) >= KINDS_MAX:
-            del self._transfer_ns[next(iter(self._transfer_ns))]
-        self._transfer_ns[kind] = mean_ns + (took_ns - mean_ns) // _FADE
+        last_ns = self._took_ns.pop(kind, None) or deque[int](maxlen=FEW)
+        if len(self._took_ns) >= KINDS_MAX:
+            del self._took_ns[next(iter(self._took_ns))]
+        last_ns.append(took_ns)
+        self._took_ns[kind] = last_ns
         return took_ns
 
     def ended(self, result: Result, kind: Kind, transfer_in_ns: int, now_ns: int) -> Result:
         """The result of an INFER whose outputs are in their gateways at ``now_ns``."""
-        more_ns = max(0, self._transfer_ns.get(kind, 0) - result.lane_ns)
+        more_ns = max(0, median_low(self._took_ns.get(kind, (0,))) - result.lane_ns)
         return structs.replace(
             result, started_ns=result.started_ns - more_ns, input_ns=result.input_ns + more_ns,
             transfer_in_ns=transfer_in_ns, transfer_out_ns=max(0, now_ns - result.ended_ns),
