@@ -19,6 +19,7 @@ import pytest
 import uvloop
 from grpc._cython import cygrpc
 
+from clockwork_serve.serve.grpc import core
 from clockwork_serve.serve.grpc.arrivals import Receipts
 from clockwork_serve.serve.grpc.call import Aborted, GrpcCall
 from clockwork_serve.serve.grpc.core import Unexpected, check_grpcio
@@ -413,6 +414,22 @@ def test_stopping_cancels_calls_after_the_grace_period(served: Served) -> None:
     assert {refused(call.result).code() for call in calls} <= {Code.CANCELLED, Code.UNAVAILABLE}
     until(lambda: len(served.cancelled) == 20 and "sleep" in served.ended)
     served.run(served.server.close(0.1))
+
+
+def test_calls_cancelled_in_the_last_round_of_events_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Delayed(core.CoreTransport):
+        def _handle_event(self, event: Any) -> None:
+            super()._handle_event(event)
+            if event.tag[0] == "down":
+                time.sleep(0.5)  # meanwhile the loop ends the queue, so this round sees its end too
+
+    monkeypatch.setattr(core, "CoreTransport", Delayed)
+    found = Served()
+    calls = [found.begin("hold") for _ in range(20)]
+    until(lambda: len(found.held) == 20)
+    found.close()
+    assert {refused(call.result).code() for call in calls} <= {Code.CANCELLED, Code.UNAVAILABLE}
+    assert len(found.cancelled) == 20
 
 
 def test_replies_after_the_end_are_ignored(served: Served) -> None:

@@ -199,13 +199,15 @@ class CoreTransport:
                 if self._batches:
                     self._start_batches()
                 event = poll(_NOW_S)
+            over = event.completion_type == ended
             if event.tag is not None:
                 handle(event)
-            elif event.completion_type == ended:
-                return
             event = None
+            # Also in the last round: calls that were cancelled in it must be told.
             if self._events and not self._woken:
                 self._wake()
+            if over:
+                return
 
     def _handle_event(self, event: Any) -> None:
         kind, call = event.tag
