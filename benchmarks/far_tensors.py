@@ -196,15 +196,16 @@ def measured(arm: Arm, seconds: float, seed: int) -> dict[str, float]:
     lasted_s = time.monotonic() - began_s
     samples = [sample for report in reports for sample in report.samples]
     good = sum(sample.status == 200 for sample in samples)
-    used_s = sum(_cpu_of(processes).values()) - sum(before.values())
+    used = {name: used_s - before[name] for name, used_s in _cpu_of(processes).items()}
     return {
         "goodput": good / lasted_s,
         "good": good / len(samples),
         "good_when_easy": answered / sum(len(report.samples) for report in easy),
         "good_when_slow": slow_good / sum(len(report.samples) for report in slow),
-        "cores": used_s / lasted_s,
+        "cores": sum(used.values()) / lasted_s,
         "idle_us_per_s": idle_us,
         "host_us": sum(us[name] for name in arm.host_pids),
+        "host_us_when_loaded": 1e6 * sum(used[name] for name in arm.host_pids) / len(samples),
         "all_us": sum(us.values()),
         "large_p50_ms": quantile([one.latency_ns for one in samples], 0.5) / 1e6,
         "small_p50_ms": quantile([one.latency_ns for one in alone.samples if one.status == 200], 0.5) / 1e6,
