@@ -135,8 +135,14 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Tests about time that could not be judged are run again."""
+    """Tests about time that could not be judged are run again.
+
+    What calls the kernels of torch models is compiled as it is written, the kernels as users get them: two
+    seconds less for each batch size. Torch reads this when it is imported.
+    """
     config.pluginmanager.register(tests.timing)
+    os.environ.setdefault("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
+    os.environ.setdefault("AOT_INDUCTOR_ENABLE_LINE_TABLES", "0")
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
