@@ -12,6 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+# For all that tests start. Numpy's threads spin for a while in each process that imports it, and a process
+# that may write no bytecode compiles hundreds of files.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 import pytest
 import uvloop
 from hypothesis import HealthCheck, settings

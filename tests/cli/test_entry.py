@@ -97,6 +97,23 @@ def test_version(cli: Cli) -> None:
     assert cli("--version").out == f"clockwork {__version__}\n"
 
 
+@pytest.mark.parametrize(("given", "found"), [({}, "1"), ({"OPENBLAS_NUM_THREADS": "3"}, "3")])
+def test_numpy_has_one_thread_unless_told_otherwise(given: dict[str, str], found: str) -> None:
+    code = """
+import os
+from clockwork_serve.cli import main
+try:
+    main(["--version"])
+finally:
+    print(os.environ["OPENBLAS_NUM_THREADS"])
+"""
+    others = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=others | given, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split()[-1] == found
+
+
 def test_alone_it_shows_its_help(cli: Cli) -> None:
     assert "serve" in cli(code=2).out
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from clockwork_serve.errors import ConfigError, encodable
-from clockwork_serve.serve.child import LINE_MAX, NonBlockingHandler, configure
+from clockwork_serve.serve.child import LINE_MAX, NonBlockingHandler, configure, environment_of_child
 
 
 @pytest.fixture(autouse=True)
@@ -160,3 +160,13 @@ def test_a_failure_to_log_is_ignored() -> None:
     log.info("nobody reads")
     os.close(writer)
     log.info("nowhere to write")
+
+
+def test_a_child_computes_in_one_thread_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+
+    threads = {name: value for name, value in environment_of_child().items() if name.endswith("_NUM_THREADS")}
+
+    assert threads == {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_NUM_THREADS": "3"}

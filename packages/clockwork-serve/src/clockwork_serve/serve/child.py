@@ -177,9 +177,18 @@ class ObserverConfig(Struct, frozen=True, kw_only=True):
     settings: Settings = Settings()
 
 
+ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+"""Read when numpy is imported, which else makes a thread for each core; at the start each spins for some
+70 ms. A lane computes in one thread, so models are measured in one, too, and no other process computes."""
+
+
 def environment_of_child() -> dict[str, str]:
-    """Our environment, with what a child needs to end with us: see :func:`prepare`."""
-    return {**os.environ, SUPERVISOR_PID_VARIABLE: str(os.getpid()), FAMILY_VARIABLE: str(family())}
+    """Our environment, with what a child needs to end with us: see :func:`prepare`.
+
+    Numerical libraries have one thread, unless our environment says otherwise.
+    """
+    ours = {SUPERVISOR_PID_VARIABLE: str(os.getpid()), FAMILY_VARIABLE: str(family())}
+    return {**ONE_THREAD, **os.environ, **ours}
 
 
 def prepare(process: str, settings: Settings) -> None:
