@@ -41,7 +41,7 @@ from clockwork_serve.apps.plan.check import (
     predicted_ends,
 )
 from clockwork_serve.apps.plan.demand import kinds_of
-from clockwork_serve.apps.plan.report import PlanQuestion, make_plan
+from clockwork_serve.apps.plan.report import MixReport, PlanQuestion, make_plan
 from clockwork_serve.apps.plan.runs import PlanRuns
 from clockwork_serve.apps.simulate import read_with_zoo
 from clockwork_serve.config import Settings
@@ -57,9 +57,9 @@ MOST: Final = 16
 CALIBRATION_DEVICES: Final = 4
 SHORT: Final = ("time", "memory")
 SHARE: Final = 0.9
+"""Of the scenarios, how many must be as predicted: 18 of 20."""
 TRIES: Final = 3
 """Of a run that was disturbed; then it proves nothing."""
-"""Of the scenarios, how many must be as predicted: 18 of 20."""
 GOODPUT_NEAR, P99_NEAR, SAME_REFUSED = 0.02, 0.10, 0.8
 LUCK_SAME, LUCK_SPREAD = 0.1, 1.5
 """Which of several like requests or models is hit hangs on microseconds. Where two simulations disagree, too,
@@ -147,20 +147,27 @@ def measured(folder: Path) -> Constants:
     sys.exit(f"the delays of this machine: measured {TRIES} times, never undisturbed; leave it in peace")
 
 
-def predict(case: Case, constants: Constants, folder: Path, processes: int) -> Prediction:
-    """Plan a case, and say what becomes of each request, with as many devices and with one less."""
+def planned(case: Case, constants: Constants, folder: Path, processes: int) -> tuple[MixReport, MixReport]:
+    """The fewest devices that are enough for a case, and one less. Raises if there are none."""
     path = case.write(folder)
     with PlanRuns(None, processes) as runs:
         made = make_plan(question(path, case, constants), runs)
     assert made.answer is not None and made.fewer is not None, f"{case.name}: no answer"
-    count = made.answer.total
+    return made.answer, made.fewer
+
+
+def predict(case: Case, constants: Constants, folder: Path, processes: int) -> Prediction:
+    """Plan a case, and say what becomes of each request, with as many devices and with one less."""
+    answer, fewer = planned(case, constants, folder, processes)
+    path = folder / f"{case.name}.toml"
+    count = answer.total
     asked = {n: question(path, case, constants, n) for n in (count, count - 1)}
     ends = {n: predicted_ends(one.simulated()) for n, one in asked.items()}
     other = predicted_ends(structs.replace(asked[count - 1].simulated(), seed=OTHER_LUCK))
     luck = check_report(asked[count - 1], ends[count - 1], other, url="", invalid="")
     return Prediction(
-        name=case.name, asked=asked_of(case), devices=count, in_time=made.answer.in_time.mean,
-        in_time_fewer=made.fewer.in_time.mean, constants=constants,
+        name=case.name, asked=asked_of(case), devices=count, in_time=answer.in_time.mean,
+        in_time_fewer=fewer.in_time.mean, constants=constants,
         luck_same=same_refused(luck), luck_spread=spread(luck),
         ends={n: [(due, model, *end) for (due, model), end in found.items()] for n, found in ends.items()},
     )  # fmt: skip

@@ -13,6 +13,7 @@ from benchmarks.plan_right.__main__ import (
     TARGET,
     Prediction,
     judge,
+    planned,
     play_all,
     predict,
     predict_all,
@@ -60,11 +61,24 @@ def test_each_has_its_models_in_a_repository(case: Case, tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_each_has_a_clear_step(case: Case, tmp_path: Path) -> None:
-    made = predict(case, BUSY, tmp_path, 2)
+    answer, fewer = planned(case, BUSY, tmp_path, 2)
 
-    assert 2 <= made.devices <= 8
-    assert made.in_time > TARGET + 0.002
-    assert made.in_time_fewer < TARGET - 0.02
+    assert 2 <= answer.total <= 8
+    assert answer.in_time.mean > TARGET + 0.002
+    assert fewer.in_time.mean < TARGET - 0.02
+
+
+@pytest.mark.slow
+def test_a_prediction_says_what_becomes_of_each_request(tmp_path: Path) -> None:
+    made = predict(BY_NAME["time"], BUSY, tmp_path, 2)
+
+    def share(devices: int) -> float:
+        ends = made.of(devices).values()
+        return sum(good for good, _ in ends) / len(ends)
+
+    assert share(made.devices) > TARGET > share(made.devices - 1)
+    assert made.of(made.devices).keys() == made.of(made.devices - 1).keys()
+    assert 0 < made.luck_same <= 1
 
 
 def said(case: Case) -> Prediction:
