@@ -195,7 +195,11 @@ def _run(job: Path, target: str, inductor: Path, on_step: OnStep) -> CompileRepo
     threads = {"OMP_NUM_THREADS": "1"}
     if target == "cpu":
         threads["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
-    env = {**os.environ, **_MALLOC, **threads, "TORCHINDUCTOR_CACHE_DIR": str(inductor)}
+    # Torch keeps precompiled headers in the folder for temporary files, whatever its variable says. In /tmp
+    # any user of this machine could have put others there, which the compiler would take.
+    inductor.mkdir(parents=True, exist_ok=True)
+    folders = {"TORCHINDUCTOR_CACHE_DIR": str(inductor), "TMPDIR": str(inductor)}
+    env = {**os.environ, **_MALLOC, **threads, **folders}
     command = [sys.executable, "-m", "clockwork_serve.store.torch.process", str(job)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
