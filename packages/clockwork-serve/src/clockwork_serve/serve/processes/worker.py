@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
-
-if __name__ == "__main__":
-    # Before numpy is imported, which sizes its thread pools then: a lane computes in one thread.
-    for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(_variable, "1")
-
 import asyncio
 import gc
 import logging
+import sys
 from collections.abc import Sequence
 from typing import Final
 
