@@ -23,7 +23,7 @@ from clockwork_lab.reproduce.real_requests import Accounting, Requests
 from clockwork_lab.reproduce.run import FigureRun
 from clockwork_serve.units import ms
 
-DEVICES, SHORT_DEVICES = (1, 2, 4, 8, 16, 24, 32, 48), (1, 2)
+DEVICES, SHORT_DEVICES = (1, 2, 4, 8, 16, 24, 32, 48, 64), (1, 2)
 DEVICE_RPS: Final = 801.0  # the capacity of one device in consecutive batches of 8 (9.99 ms)
 SHARES, SHORT_SHARES = (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0), (0.4,)
 """Offered loads as shares of the devices' capacity, in order, until less than ``KEPT`` of one is good."""
