@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -315,3 +316,14 @@ async def test_a_request_that_a_gateway_sends_twice_is_passed_on_once(tmp_path: 
         await until(lambda: far.side.lost)
         await until(at.controller.lost.is_set)
         assert at.controller.heard.empty()
+
+
+async def test_nothing_arrives_in_the_future_and_all_keep_their_slos(tmp_path: Path) -> None:
+    ahead = {"arrival_ns": 2**62, "deadline_ns": 2**62 + 70}
+    async with middle(tmp_path) as at:
+        far = await at.guest()
+        far.send(request(**ahead), msgspec.structs.replace(ANNOUNCED, **ahead))
+        for kind in (Request, AdmissionQuery):
+            found = await at.controller.hear(kind)
+            assert 0 <= time.monotonic_ns() - found.arrival_ns < 60e9
+            assert found.deadline_ns - found.arrival_ns == 70

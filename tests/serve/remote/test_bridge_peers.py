@@ -7,7 +7,7 @@ from msgspec import structs
 
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import Call, Infer, Result, Status, TensorRef, Tensors
-from clockwork_serve.serve.remote.bridge_peers import Actions, not_after
+from clockwork_serve.serve.remote.bridge_peers import Actions, between
 from clockwork_serve.serve.remote.tensor_link import encode, outputs_there
 from tests.worker.actions import GPU, infer, load
 
@@ -40,7 +40,7 @@ def y(nbytes: int = 16) -> bytes:
 def test_the_result_of_an_infer_passes_as_it_is_unless_it_ends_in_the_future() -> None:
     actions = Actions()
     for now_ns, ended_ns in ((1000, 60), (59, 59)):
-        actions.sent(over(infer(1, "a", 0), 16, 600), 100)
+        actions.sent(over(infer(1, "a", 0), 16, 600), 40)
         result = actions.end(ended(1, y(), y()), now_ns)
         assert (result.ended_ns, result.lane_ns, result.outputs) == (ended_ns, 10, (y(), y()))
         assert len(actions) == 0
@@ -102,6 +102,12 @@ def test_what_messages_take_is_learned_where_the_lane_was_idle_and_added_to_all(
     assert took(4, 20_005) == (5 + 25, 5 + 25), "none took longer than there was"
 
 
-def test_nothing_ends_in_the_future() -> None:
-    assert not_after(ended(1), 50) == structs.replace(ended(1), started_ns=40, ended_ns=50)
-    assert not_after(ended(1), 60) == ended(1)
+@pytest.mark.parametrize(
+    ("sent_ns", "now_ns", "started_ns"),
+    [(0, 60, 50), (50, 60, 50), (0, 55, 45), (53, 99, 53), (53, 62, 52), (58, 58, 48)],
+)
+def test_nothing_ends_in_the_future_or_begins_before_it_was_sent(
+    sent_ns: int, now_ns: int, started_ns: int
+) -> None:
+    moved = structs.replace(ended(1), started_ns=started_ns, ended_ns=started_ns + 10)
+    assert between(ended(1), sent_ns, now_ns) == moved

@@ -8,10 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar, Final, TypeVar
+
+from msgspec import structs
 
 from clockwork_serve.errors import TransportError
 from clockwork_serve.fence import Fence
@@ -49,6 +52,9 @@ from clockwork_serve.serve.transport import RETRY_S, Link, connect, hello
 # A gateway on another machine, as the bridge represents it.
 
 
+Asked = TypeVar("Asked", Request, AdmissionQuery)
+
+
 class GatewayPeer(Peer):
     """A remote gateway (see :class:`Peer`)."""
 
@@ -78,10 +84,12 @@ class GatewayPeer(Peer):
                 if frame.request_id in self._open:
                     raise TransportError(f"it sent request {frame.request_id} twice")
                 self._open.add(frame.request_id)
+                frame = not_ahead(frame, time.monotonic_ns())
             case Cancel():
                 self._check(frame.request_id, self.name)
             case AdmissionQuery():
                 self._check(frame.announced_id, frame.gateway)
+                frame = not_ahead(frame, time.monotonic_ns())
             case Delivered():
                 for request_id in (*frame.in_time, *frame.late):
                     self._check(request_id, self.name)
@@ -104,6 +112,17 @@ class GatewayPeer(Peer):
             if isinstance(frame, Release) or (isinstance(frame, Answer) and frame.release):
                 self._open.discard(frame.request_id)
             self.link.send(frame)
+
+
+def not_ahead(frame: Asked, now_ns: int) -> Asked:
+    """The frame, moved so that it does not arrive in the future: the clocks are aligned with an error.
+
+    It keeps its SLO, so its deadline is not later than the client's by that error.
+    """
+    ahead_ns = frame.arrival_ns - now_ns
+    if ahead_ns <= 0:
+        return frame
+    return structs.replace(frame, arrival_ns=now_ns, deadline_ns=frame.deadline_ns - ahead_ns)
 
 
 def _check_tensors(request: Request) -> None:

@@ -194,12 +194,18 @@ class Peer(ABC):
 # The actions in flight on one remote worker. Tensors go straight between it and gateways.
 
 
-def not_after(result: Result, now_ns: int) -> Result:
-    """A result, moved so that it does not end in the future: clocks have an error."""
-    ahead_ns = result.ended_ns - now_ns
-    if ahead_ns <= 0:
+def between(result: Result, sent_ns: int, now_ns: int) -> Result:
+    """A result, moved so that it neither begins before its action was sent nor ends in the future.
+
+    Clocks of two hosts are aligned with an error.
+    """
+    late_ns = max(0, sent_ns - result.started_ns)
+    offset_ns = min(late_ns, now_ns - result.ended_ns)  # the end counts where both cannot be
+    if offset_ns == 0:
         return result
-    return structs.replace(result, started_ns=result.started_ns - ahead_ns, ended_ns=now_ns)
+    return structs.replace(
+        result, started_ns=result.started_ns + offset_ns, ended_ns=result.ended_ns + offset_ns
+    )
 
 
 class Actions:
@@ -231,7 +237,7 @@ class Actions:
     def end(self, result: Result, now_ns: int) -> Result:
         """The result for the controller. Raises :class:`TransportError` if no such action is in flight."""
         if self._adopted.pop(result.action_id, None) == result.device:
-            return not_after(structs.replace(result, outputs=()), now_ns)  # it answers nobody
+            return between(structs.replace(result, outputs=()), 0, now_ns)  # it answers nobody
         action, sent_ns = self._sent.pop(result.action_id, (None, 0))
         if action is None or action.device != result.device:
             raise TransportError(f"it sent a result of action {result.action_id}, which it was not given")
@@ -242,7 +248,7 @@ class Actions:
                 message = f"outputs: {error}"
                 result = structs.replace(result, status=Status.DEVICE_FAULT, message=message, outputs=())
             result = self._with_messages(result, now_ns - sent_ns)
-        return not_after(result, now_ns)
+        return between(result, sent_ns, now_ns)
 
     def _with_messages(self, result: Result, took_ns: int) -> Result:
         in_ns, out_ns = (
