@@ -46,6 +46,12 @@ def test_the_result_of_an_infer_passes_as_it_is_unless_it_ends_in_the_future() -
         assert len(actions) == 0
 
 
+def test_no_result_begins_before_its_action_was_sent() -> None:
+    actions = Actions()
+    actions.sent(over(infer(1, "a", 0), 16), 70)
+    assert actions.end(ended(1, y()), 1000).started_ns == 70
+
+
 def test_tensors_that_cannot_be_read_are_for_the_worker_to_refuse() -> None:
     actions = Actions()
     bad = structs.replace(infer(1, "a", 0), calls=(Call(request_id="r", rows=1, tensors=b"\xc1"),))

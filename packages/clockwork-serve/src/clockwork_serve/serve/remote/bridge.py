@@ -115,9 +115,9 @@ class GatewayPeer(Peer):
 
 
 def not_ahead(frame: Asked, now_ns: int) -> Asked:
-    """The frame, moved so that it does not arrive in the future: the clocks are aligned with an error.
+    """The frame, with arrival and deadline moved so that it does not arrive in the future.
 
-    It keeps its SLO, so its deadline is not later than the client's by that error.
+    The clocks of two hosts are aligned with an error, by which its deadline would be too late, too.
     """
     ahead_ns = frame.arrival_ns - now_ns
     if ahead_ns <= 0:
