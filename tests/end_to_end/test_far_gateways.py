@@ -37,7 +37,7 @@ from tests.end_to_end.machines import (
     other_clocks,
     product,
 )
-from tests.serve.certificates import Certificates, certificates
+from tests.serve.certificates import Certificates, certificate_of, certificates
 from tests.serve.proxy import Proxy, proxy
 from tests.timing import Timing
 
@@ -252,6 +252,28 @@ def test_a_build_of_no_neighbouring_protocol_is_told_both_versions_and_comes_aga
         told_here = f"is of clockwork-serve '9.9' and speaks protocol {PROTOCOL + 2}, expected"
         until("the server says so", lambda: any(told_here in line for line in place.said))
         assert found.process.poll() is None
+
+
+def test_a_gateway_whose_certificate_names_another_address_accepts_nothing_and_says_so(
+    place: Place, tmp_path: Path
+) -> None:
+    elsewhere = certificate_of(place.certificates, tmp_path, "10.9.9.9")
+    with far_gateway(place.port, elsewhere, name="misnamed") as found:
+        reason = "IP address mismatch, certificate is not valid for '127.0.0.1'"
+        until(
+            "it says so by itself", lambda: found.heard("workers will get no tensors") and found.heard(reason)
+        )
+        until("a worker says so", lambda: found.heard("no worker gets tensors from this gateway"))
+        assert reason in call(found.url, "/v2/health/ready").json["error"]
+        for _ in range(5):
+            response, _ = ask(found, slo_ms=60_000)
+            assert (response.status, response.json["reason"]) == (503, "not_serving"), "at once"
+            assert reason in response.json["error"]
+        assert total(found.metrics(), "clockwork_gateway_received_total") == 5
+        assert total(place.serving.metrics(), "clockwork_requests_open") == 0
+        certificate_of(place.certificates, tmp_path, "127.0.0.1")  # renewed, in the same files
+        serves(found)
+        check_answer(found)
 
 
 @pytest.mark.parametrize(

@@ -253,10 +253,13 @@ def test_a_kind_of_device_that_the_server_never_measured_is_refused(cluster: Clu
 def test_a_second_worker_of_the_same_name_waits_until_the_first_is_gone(cluster: Cluster) -> None:
     with far_worker(cluster.port, cluster.certificates, cluster.cache) as first:
         joined(cluster.serving, first)
+        refused = sum("may not join: another worker" in line for line in cluster.said)
         with far_worker(cluster.port, cluster.certificates, cluster.cache) as second:
             until("it is told", lambda: second.heard("another worker of this server is called alpha.cpu:0"))
             time.sleep(1.0)
-            assert sum("another worker" in line for line in second.said) < 12, "it asks less and less often"
+            assert sum("another worker" in line for line in second.said) == 1, "it says so once"
+            assert not second.heard("joined with"), "it has not"
+            assert sum("may not join: another worker" in line for line in cluster.said) == refused + 1
             check_answer(cluster.serving, 0)
             first.process.send_signal(signal.SIGTERM)
             first.process.wait(60)

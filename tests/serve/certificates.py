@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,16 @@ def _made(generation: int) -> tuple[trustme.CA, trustme.LeafCert, trustme.LeafCe
 
 def certificates(folder: Path) -> Certificates:
     return _written(folder, 1)
+
+
+def certificate_of(given: Certificates, folder: Path, address: str) -> Certificates:
+    """The same, with a client's certificate for another address; in files of ``folder``."""
+    leaf = _made(1)[0].issue_cert(address)
+    chain, key = folder / "address.pem", folder / "address.key"
+    leaf.private_key_pem.write_to_path(key)
+    key.chmod(0o600)
+    chain.write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
+    return replace(given, client_certificate=str(chain), client_key=str(key))
 
 
 def renewed_certificates(folder: Path) -> Certificates:

@@ -31,6 +31,7 @@ from clockwork_serve.messages import (
     Role,
     TensorRef,
     Tensors,
+    TensorsOffered,
     TensorSpec,
 )
 from clockwork_serve.serve.shm import RegionMap, SpilledOutputs, read_epoch
@@ -100,6 +101,7 @@ class FakeController:
         self.asks: list[Ask] = []
         self.in_time: list[str] = []  # requests whose answers were delivered in time, as the gateway reports
         self.late: list[str] = []
+        self.offers: list[TensorsOffered] = []
         self.blocked = 0  # how often a gateway said that it holds requests back
         self.asked_for: list[dict[str, int]] = []  # models that are still to be prepared, by requests refused
         self.links: list[Link] = []
@@ -218,6 +220,8 @@ class FakeController:
                 case Delivered():
                     self.in_time += frame.in_time
                     self.late += frame.late
+                case TensorsOffered():
+                    self.offers.append(frame)
                 case CreditBlocked():
                     self.blocked += 1
                 case ModelsAskedFor():

@@ -9,7 +9,15 @@ import msgspec
 import pytest
 
 from clockwork_serve.errors import TransportError
-from clockwork_serve.messages import Outcome, Quarantined, Question, Readiness, Reason
+from clockwork_serve.messages import (
+    Outcome,
+    Quarantined,
+    Question,
+    Readiness,
+    Reason,
+    TensorsOffered,
+    TensorsReached,
+)
 from clockwork_serve.serve.gateway.controller_link import GRACE_NS, ControllerLink, GatewayLink, LinkListener
 from tests.serve.gateway.running import RunningGateway, running_gateway
 from tests.serve.gateway.worlds import Client, World
@@ -138,3 +146,30 @@ async def test_who_waits_for_a_silent_controller_waits_on_where_another_one_stan
 
 async def _nobody(*_: Any) -> ControllerLink:
     raise TransportError("nobody")
+
+
+async def test_a_gateway_that_no_worker_reaches_accepts_nothing_and_says_why(world: World) -> None:
+    gateway, controller = world.gateway, world.controller
+    controller.send(TensorsReached(gateway="g0", ok=False, why="worker-a: its port is filtered"))
+    await world.until(lambda: not gateway.link.ready)
+    client = Client(slo_ms=60_000)
+    assert gateway.infer(client) == "", "at once"
+    assert client.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
+    assert "no worker gets tensors from this gateway: worker-a: its port" in client.ends[0].message
+    controller.stop()
+    await world.until(lambda: not gateway.link.is_open)
+    await controller.start()
+    await world.until(lambda: gateway.link.is_open)
+    assert not gateway.link.ready, "the next controller has said nothing of it yet"
+    controller.send(TensorsReached(gateway="g0", ok=True))
+    await world.until(lambda: gateway.link.ready)
+    assert not controller.requests
+
+
+async def test_a_gateway_offers_its_tensors_on_each_link(world: World) -> None:
+    world.gateway.slots.server = "10.0.0.4:7001"
+    world.controller.stop()
+    await world.until(lambda: not world.gateway.link.is_open)
+    await world.controller.start()
+    await world.until(lambda: world.controller.offers)
+    assert world.controller.offers == [TensorsOffered(gateway="g0", server="10.0.0.4:7001")]

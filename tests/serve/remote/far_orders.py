@@ -19,6 +19,7 @@ from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.integrity import hash_of, sealed
 from clockwork_serve.messages import (
+    Admitted,
     CodeAdded,
     CodeFile,
     CodeReady,
@@ -135,6 +136,7 @@ class FarOrders:
 
     def _on_link(self, link: Link) -> None:
         self.link = link
+        link.send(Admitted())
 
     def _on_frames(self, link: Link, frames: list[Frame]) -> None:
         for frame in frames:

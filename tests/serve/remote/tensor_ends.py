@@ -13,7 +13,7 @@ import numpy as np
 from msgspec import structs
 
 from clockwork_serve.devices.base import put_outputs
-from clockwork_serve.messages import Call, Infer, Result, Status, TensorSpec
+from clockwork_serve.messages import Call, Infer, Result, Status, TensorSpec, TensorsReached
 from clockwork_serve.oip import InputTensor
 from clockwork_serve.serve.gateway.requests import Slot, Slots
 from clockwork_serve.serve.remote.config import ClusterContext
@@ -38,12 +38,17 @@ class Worker:
     def __init__(self, folder: Path, *, server: str = "127.0.0.1", silence_s: float = 10.0) -> None:
         self.posted: list[Infer] = []
         self.results: list[Result] = []
+        self.reached: list[TensorsReached] = []
         self.spill = SpilledOutputs(REGION)
         self._calls = Calls(RegionMap(), self.spill)
         context = ClusterContext(theirs(certificates(folder)), server=False)
-        self.tensors = RemoteTensors(
-            REGION, context, silence_s, self.posted.append, self.results.append, server
-        )
+        self.tensors = RemoteTensors(REGION, context, silence_s, self.posted.append, self._send, server)
+
+    def _send(self, frame: Result | TensorsReached) -> None:
+        if isinstance(frame, TensorsReached):
+            self.reached.append(frame)
+        else:
+            self.results.append(frame)
 
     def open(self, action: Infer) -> list[OpenCall]:
         """The tensors of an INFER that was posted, as its lane has them."""

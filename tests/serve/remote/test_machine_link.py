@@ -96,7 +96,7 @@ async def test_who_has_no_certificate_of_the_authority_is_refused_said_once_and_
     async with far(tmp_path) as there:
         strangers = renewed_certificates(tmp_path / "other")
         trusting = msgspec.structs.replace(theirs(strangers), ca=certificates(tmp_path).ca)
-        with pytest.raises(TransportError):
+        with pytest.raises(TransportError, match="is not accepted: unable to get local issuer certificate"):
             await connect(Side(), there.port, trusting)
         await until(lambda: not there.listener._shaking)
         before = files_open()

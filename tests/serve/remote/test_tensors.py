@@ -93,11 +93,12 @@ async def test_the_way_of_tensors_is_told_beside_the_time_on_the_lane(tmp_path: 
         with proxy(far.port) as between:
             far.slots.server = f"127.0.0.1:{between.port}"
             between.delay(0.05)
-            sent_ns = time.monotonic_ns()
-            action = await worker.post(over(1, far.ask(bytes(1000), room=64)))
-            arrived_ns = time.monotonic_ns()
-            worker.end(action, worker.open(action), [[b"y"]])
-            result = await worker.result()
+            for action_id in (1, 2):
+                sent_ns = time.monotonic_ns()
+                action = await worker.post(over(action_id, far.ask(bytes(1000), room=64)))
+                arrived_ns = time.monotonic_ns()
+                worker.end(action, worker.open(action), [[b"y"]])
+                result = await worker.result()
             assert ms(50) <= result.transfer_in_ns <= arrived_ns - sent_ns
             assert result.transfer_out_ns >= ms(50)
             assert result.lane_ns >= ms(50), "no more inputs come in that time than this"
@@ -129,7 +130,8 @@ def test_inputs_that_come_while_another_runs_take_no_time_of_the_lane() -> None:
 
 def test_inputs_that_take_longer_than_the_execution_bound_the_rate() -> None:
     timing = LaneTiming()
-    timing.inputs_arrived(KIND, asked_ns=ms(100), now_ns=ms(106))
+    for asked_ms in (0, 100):
+        timing.inputs_arrived(KIND, asked_ns=ms(asked_ms), now_ns=ms(asked_ms + 6))
     found = timing.ended(ran(106, 108), KIND, ms(6), ms(110))
     assert (found.started_ns, found.ended_ns) == (ms(102), ms(108))
     assert (found.input_ns, found.run_ns, found.output_ns) == (ms(4), ms(2), 0)
@@ -141,8 +143,16 @@ def test_inputs_that_were_stopped_once_on_their_way_change_nothing() -> None:
     timing = LaneTiming()
     for at, took_ms in enumerate((3, 3, 5000, 3, 3)):
         timing.inputs_arrived(KIND, asked_ns=ms(10_000 * at), now_ns=ms(10_000 * at + took_ms))
-        if at > 1:
-            assert timing.ended(ran(60_000, 60_004), KIND, 0, ms(60_004)).lane_ns == ms(4)
+        ended = timing.ended(ran(60_000, 60_001), KIND, ms(took_ms), ms(60_001))
+        assert ended.lane_ns == (ms(3) if at else ms(1)), "of the first of a kind nothing is known"
+
+
+def test_no_infer_counts_as_begun_before_its_own_inputs_began_to_come() -> None:
+    timing = LaneTiming()
+    for asked_ms in (0, 1000, 2000):
+        timing.inputs_arrived(KIND, asked_ns=ms(asked_ms), now_ns=ms(asked_ms + 380))
+    took_ns = timing.inputs_arrived(KIND, asked_ns=ms(3000), now_ns=ms(3005))
+    assert timing.ended(ran(3005, 3006), KIND, took_ns, ms(3006)).started_ns == ms(3001)
 
 
 def test_inputs_take_no_time_while_those_before_them_come() -> None:
@@ -150,7 +160,7 @@ def test_inputs_take_no_time_while_those_before_them_come() -> None:
     timing.inputs_arrived(KIND, asked_ns=ms(100), now_ns=ms(106))
     for at in range(1, 100):
         timing.inputs_arrived(KIND, asked_ns=ms(100), now_ns=ms(106 + 2 * at))
-    assert timing.ended(ran(300, 301), KIND, 0, ms(301)).lane_ns == pytest.approx(ms(2), rel=0.001)
+    assert timing.ended(ran(300, 301), KIND, ms(2), ms(301)).lane_ns == pytest.approx(ms(2), rel=0.001)
 
 
 async def test_a_small_tensor_does_not_wait_behind_large_ones(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from clockwork_serve.messages.actions import (
     Window,
 )
 from clockwork_serve.messages.links import (
+    Admitted,
     ArtefactDamaged,
     Ask,
     Beat,
@@ -66,6 +67,8 @@ from clockwork_serve.messages.links import (
     SoonestEnd,
     SoonestEnds,
     StandbysCounted,
+    TensorsOffered,
+    TensorsReached,
     WorkerCrashed,
     WorkerHeard,
     WorkerHung,
@@ -126,13 +129,14 @@ Frame = (
     | DeviceNumbers | Beat | WorkerHung | RequestCredit | RetainWeights | MachineHello | Refused
     | Fetch | Part | FarGateway | ProcessesEnded | ArtefactDamaged | CodeRemade | DamageCounted
     | Delivered | Preparing | ModelsAskedFor | SoonestEnds | CreditBlocked | StandbysCounted
-    | HandingOver
+    | HandingOver | Admitted | TensorsOffered | TensorsReached
 )  # fmt: skip
 """What may be sent on a link between our processes."""
 
 __all__ = [
-    "DATATYPES", "LEAST_PRIORITY", "USUAL_PRIORITY", "Action", "AdmissionQuery", "AdmissionReply", "Answer",
-    "ArtefactDamaged", "Ask", "Beat", "Call", "Cancel", "Cause", "Code", "CodeAdded", "CodeFile", "CodeReady",
+    "DATATYPES", "LEAST_PRIORITY", "USUAL_PRIORITY", "Action", "AdmissionQuery", "AdmissionReply", "Admitted",
+    "Answer", "ArtefactDamaged", "Ask", "Beat", "Call", "Cancel", "Cause", "Code", "CodeAdded", "CodeFile",
+    "CodeReady",
     "CodeRemade", "CodeRemoved", "ControllerBusy", "ControllerEffect", "ControllerEvent", "CreditBlocked",
     "DamageCounted", "Delivered",
     "DeviceNumbers", "DeviceSpec", "DeviceState", "Drain", "Extent", "FarGateway", "Fetch", "Frame",
@@ -142,6 +146,7 @@ __all__ = [
     "Readiness", "Reason", "Refused", "Release", "ReleaseFromQuarantine", "Reply", "Request", "RequestCredit",
     "Resident", "Result", "RetainWeights", "Role", "Running", "SoonestEnd",
     "SoonestEnds", "StandbysCounted", "Status", "TensorRef",
-    "TensorSpec", "Tensors", "TorchIndex", "TorchTensor", "Unload", "Weights", "Window",
+    "TensorSpec", "Tensors", "TensorsOffered", "TensorsReached", "TorchIndex", "TorchTensor", "Unload",
+    "Weights", "Window",
     "WorkerCrashed", "WorkerHeard", "WorkerHung", "WorkerJoined", "WorkerLost", "WorkerSilent",
 ]  # fmt: skip

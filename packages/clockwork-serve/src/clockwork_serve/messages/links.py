@@ -426,6 +426,32 @@ class Refused(Struct, frozen=True, kw_only=True, array_like=True, tag="refused")
     final: bool = True
 
 
+class Admitted(Struct, frozen=True, kw_only=True, array_like=True, tag="admitted"):
+    """A worker may join: the first frame that it is sent, unless that is a Refused."""
+
+
+class TensorsOffered(Struct, frozen=True, kw_only=True, array_like=True, tag="tensors_offered"):
+    """A gateway has tensors for workers at ``server`` (see :class:`Tensors`), which may be on other machines.
+
+    The gateway sends it to the controller's process, and that to all workers; without a ``server`` once the
+    gateway is gone. A worker answers with :class:`TensorsReached`.
+    """
+
+    gateway: str
+    server: str = ""
+
+
+class TensorsReached(Struct, frozen=True, kw_only=True, array_like=True, tag="tensors_reached"):
+    """Whether a worker gets tensors from a gateway; if not, ``why``. Sent again when that changes.
+
+    The controller's process sends the gateway whether any worker does, and else the reason of one.
+    """
+
+    gateway: str
+    ok: bool
+    why: str = ""
+
+
 class Fetch(Struct, frozen=True, kw_only=True, array_like=True, tag="fetch"):
     """A worker requests an artefact: ``what`` is ``code`` or ``weights``, ``name`` its id."""
 

@@ -57,6 +57,8 @@ from clockwork_serve.messages import (
     SoonestEnd,
     SoonestEnds,
     StandbysCounted,
+    TensorsOffered,
+    TensorsReached,
     Unload,
     WorkerCrashed,
     WorkerHung,
@@ -78,6 +80,8 @@ from clockwork_serve.telemetry.counters import DevicesWanted
 # ------------------------------------------------------------
 # Questions to the controller process: answered at once, or forwarded to the supervisor under an id of ours.
 
+
+_log = logging.getLogger(__name__)
 
 _SUPERVISOR_QUESTIONS: Final = frozenset({Question.INDEX, Question.LOAD, Question.UNLOAD})
 
@@ -151,10 +155,54 @@ class Questions:
 
 
 # ------------------------------------------------------------
+# Which workers get tensors from which gateways, where either may be on other machines.
+
+
+class Reaching:
+    """What gateways offer, and what workers report of it.
+
+    A gateway is to serve once one worker gets tensors from it. Which worker runs a request is chosen without
+    a look at this: where only some get them, the others refuse their INFERs, and the log says why.
+    """
+
+    def __init__(self) -> None:
+        self.offers: dict[str, TensorsOffered] = {}  # by gateway
+        self._why: dict[str, dict[str, str]] = {}  # by gateway and worker: "" where tensors come
+
+    def offered(self, offer: TensorsOffered) -> None:
+        """A gateway has its tensors there; nobody has tried yet."""
+        self.offers[offer.gateway] = offer
+        self._why[offer.gateway] = {}
+
+    def gateway_lost(self, gateway: str) -> bool:
+        """Forget a gateway; whether it had offered anything."""
+        self._why.pop(gateway, None)
+        return self.offers.pop(gateway, None) is not None
+
+    def reported(self, worker: str, found: TensorsReached) -> TensorsReached:
+        """A worker has tried; what its gateway is to be sent."""
+        if not found.ok:
+            _log.warning("%s gets no tensors from %s: %s", worker, found.gateway, found.why)
+        elif self._why.get(found.gateway, {}).get(worker):
+            _log.warning("%s gets tensors from %s again", worker, found.gateway)
+        self._why.setdefault(found.gateway, {})[worker] = found.why
+        return self._of(found.gateway)
+
+    def worker_lost(self, worker: str) -> list[TensorsReached]:
+        """A worker is gone; what gateways are to be sent."""
+        had = [gateway for gateway, workers in self._why.items() if workers.pop(worker, None) is not None]
+        return [self._of(gateway) for gateway in had if self._why[gateway]]
+
+    def _of(self, gateway: str) -> TensorsReached:
+        workers = self._why[gateway]
+        if "" in workers.values():
+            return TensorsReached(gateway=gateway, ok=True)
+        worker, why = next(iter(workers.items()))
+        return TensorsReached(gateway=gateway, ok=False, why=f"{worker}: {why}")
+
+
+# ------------------------------------------------------------
 # The links: frames become events of the brain, and its effects are sent to the process that they concern.
-
-
-_log = logging.getLogger(__name__)
 
 
 class Brain(Machine[ControllerEvent, ControllerEffect], Protocol):
@@ -212,6 +260,7 @@ class Hub:
         self._questions = Questions(self._answer_to, self._supervisor_stuck)
         self._supervisor_heartbeat = PeerHeartbeat(self._to_supervisor, self._on_supervisor_heartbeat)
         self._standbys: dict[str, int] = {}  # how many each process knows: the supervisor, and the bridge
+        self._reaching = Reaching()
         self._credit = CreditIssuer(self.driver.post)
         self._summaries = SummaryIssuer(brain.soonest_ends, self._to_gateways)
         self._heartbeats = WorkerHeartbeats(self.driver.post)
@@ -272,12 +321,16 @@ class Hub:
             for device in devices:
                 del self._worker_by_device[device]
             self._specs.pop(link, None)
+            self._tell_reached(*self._reaching.worker_lost(name))
             unadmitted = self._unadmitted is not None and self._unadmitted.pop(link, None) is not None
             if devices and not unadmitted:
                 self.driver.post(self._read_crash_report(name, link.peer.pid))
         elif role is Role.GATEWAY and self._gateways.get(name) is link:
             del self._gateways[name]
             self._credit.remove_gateway(link)
+            if self._reaching.gateway_lost(name):
+                for worker in self._joined():
+                    worker.send(TensorsOffered(gateway=name))
             self._questions.requester_lost(link)
             self.driver.post(GatewayLost(gateway=name))
         elif role is Role.SUPERVISOR and self._supervisor is link:
@@ -338,6 +391,10 @@ class Hub:
                 self._on_ask(link, frame)
             case Beat():
                 link.send(frame)
+            case TensorsOffered() if frame.gateway == link.peer.name:
+                self._reaching.offered(frame)
+                for worker in self._joined():
+                    worker.send(frame)
             case ModelsAskedFor():
                 if self._supervisor is not None:
                     self._supervisor.send(frame)
@@ -362,11 +419,18 @@ class Hub:
             case ArtefactDamaged():
                 if self._supervisor is not None:  # else the worker reports it again
                     self._supervisor.send(frame)
+            case TensorsReached():
+                self._tell_reached(self._reaching.reported(link.peer.name, frame))
             case WorkerJoined():
                 return self._on_worker_joined(link, frame)
             case _:
                 return False
         return True
+
+    def _tell_reached(self, *reached: TensorsReached) -> None:
+        for frame in reached:
+            if (gateway := self._gateways.get(frame.gateway)) is not None:
+                gateway.send(frame)
 
     def _on_worker_joined(self, link: Link, frame: WorkerJoined) -> bool:
         names = {spec.device for spec in frame.devices}
@@ -391,6 +455,8 @@ class Hub:
                 link.send(code)
         for model in self._models.values():
             link.send(model)
+        for offer in self._reaching.offers.values():
+            link.send(offer)
 
     def _from_supervisor(self, link: Link, frame: Frame) -> bool:
         match frame:

@@ -40,6 +40,8 @@ from clockwork_serve.messages import (
     RequestCredit,
     Role,
     SoonestEnds,
+    TensorsOffered,
+    TensorsReached,
 )
 from clockwork_serve.oip import Served, UnknownModel, default_slo_ns, missing
 from clockwork_serve.serve.flow_control import SWEEP_NS, CreditGate, KnownEnds, PeerHeartbeat
@@ -216,11 +218,12 @@ class GatewayLink:
     All methods are for the running loop's thread. ``models`` is the catalogue of the open link; ``serves``
     says whether the server can serve, and ``ready`` whether it can and nothing is still to be prepared since
     its start. What answers mean for requests is for the listener. ``standby``: a controller stands by.
+    ``offer`` says where workers on other machines get tensors, where there may be any.
     """
 
     def __init__(
         self, connector: Connector, server_slo_ns: int | None, listener: LinkListener,
-        *, standby: bool = False,
+        *, standby: bool = False, offer: Callable[[], TensorsOffered | None] = lambda: None,
     ) -> None:  # fmt: skip
         self.models = GatewayModels(server_slo_ns)
         self.serves = False  # read for each request, so it is not computed each time
@@ -232,6 +235,8 @@ class GatewayLink:
         self._server_slo_ns = server_slo_ns
         self._listener = listener
         self._standby = standby
+        self._offer = offer
+        self.unreached = ""  # why no worker gets tensors from this gateway, so that it serves nothing
         self._loop = asyncio.get_running_loop()
         self._link: ControllerLink | None = None
         self._readiness = Readiness(ready=False, why="connecting to the controller")
@@ -271,6 +276,8 @@ class GatewayLink:
             return "the controller hands over to another one"
         if self._pulse.stalled:
             return f"the controller has not answered for {self._pulse.stalled_s:.1f} s"
+        if self._readiness.ready and self.unreached:
+            return self.unreached
         if self._readiness.ready and self.models.all_quarantined:
             return "all models are in quarantine"
         preparing = self.preparing
@@ -315,6 +322,8 @@ class GatewayLink:
                     self.in_time.clear()
                     self.late.clear()
                     link.send(Delivered())
+                    if (offer := self._offer()) is not None:
+                        link.send(offer)
                     _log.info("connected to the controller")
                     self._update_readiness()
                     await self._lost.wait()
@@ -426,6 +435,8 @@ class GatewayLink:
                 self._update_readiness()
             case Beat():
                 self._pulse.beat_received()
+            case TensorsReached():
+                self._on_reached(frame)
             case Readiness():
                 self._on_readiness(frame)
             case Preparing():
@@ -461,6 +472,17 @@ class GatewayLink:
         self._readiness = frame
         self._update_readiness()
 
+    def _on_reached(self, frame: TensorsReached) -> None:
+        """Whether a worker gets tensors from here: known until the next one, also while there is no link."""
+        why = "" if frame.ok else f"no worker gets tensors from this gateway: {frame.why}"
+        if why != self.unreached:
+            self.unreached = why
+            if why:
+                _log.error("%s: requests are refused", why)
+            else:
+                _log.info("workers get tensors from this gateway")
+            self._update_readiness()
+
     def _on_lost(self, why: str) -> None:
         _log.warning("link lost: %s", why)
         self._link = None
@@ -490,7 +512,7 @@ class GatewayLink:
     def _update_readiness(self) -> None:
         """Something that readiness depends on has changed."""
         able = self.is_open and self._readiness.ready and not self._pulse.stalled and not self._handing_over
-        self.serves = able and not self.models.all_quarantined
+        self.serves = able and not self.models.all_quarantined and not self.unreached
         self.ready = self.serves and not self.preparing.waiting
         self._listener.on_readiness()
 

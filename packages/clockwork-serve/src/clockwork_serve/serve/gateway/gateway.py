@@ -27,6 +27,7 @@ from clockwork_serve.messages import (
     Release,
     Reply,
     Request,
+    TensorsOffered,
 )
 from clockwork_serve.oip import (
     InferCall,
@@ -174,6 +175,7 @@ class OverdueSweep:
 
 
 NO_ANSWER: Final = "no answer by the deadline"
+UNREACHED: Final = "no worker has got tensors from this gateway yet"
 UNREAD: Final = "the gateway failed to read the request; see its log"
 OVER: Final = "its deadline passed before the gateway handled it"
 NAME_CHARS: Final = 200  # longer names of models that nobody knows are cut where they are kept
@@ -225,7 +227,11 @@ class Gateway:
             self._on_stuck, self._record_late, self._awaiting_failover.hand_over,
         )  # fmt: skip
         connect = connector or local_connector(config.controller, config.name)
-        self.link = GatewayLink(connect, settings.default_slo_ns, listener, standby=settings.has_standby)
+        self.link = GatewayLink(
+            connect, settings.default_slo_ns, listener, standby=settings.has_standby, offer=self._offer
+        )
+        if config.elsewhere:
+            self.link.unreached = UNREACHED
         self.turns = LoopTurns(clock, self.link.report_delivered)
         self._pending: dict[str, PendingRequest] = {}  # exactly the requests submitted and not answered
         self._held: dict[str, Slot] = {}  # slots of answered requests that a worker may still access
@@ -244,6 +250,10 @@ class Gateway:
     def models(self) -> GatewayModels:
         """The catalogue of served models."""
         return self.link.models
+
+    def _offer(self) -> TensorsOffered | None:
+        server = self.slots.server
+        return TensorsOffered(gateway=self.name, server=server) if server else None
 
     def close(self) -> None:
         """Close the link, end all requests as not serving, and free the memory."""
@@ -430,7 +440,7 @@ class Gateway:
     def _can_accept(self, exchange: Exchange) -> bool:
         """Whether the server serves and has capacity; if not, the request is ended."""
         link = self.link
-        if not link.serves and not self._may_wait(exchange.model):
+        if not link.serves and (link.unreached or not self._may_wait(exchange.model)):
             self._refuse(exchange, Outcome.REJECTED, Reason.NOT_SERVING, f"not ready: {link.why_not_ready}")
             return False
         if not link.ready and (why := link.why_waiting(exchange.model)):
@@ -609,8 +619,11 @@ class Gateway:
                 self._end_unserved(pending.exchange, request_id, pending, why)
 
     def _end_unserved(self, exchange: Exchange, request_id: str, pending: PendingRequest, why: str) -> None:
-        self._count_outcome(Outcome.REJECTED, Reason.NOT_SERVING)
-        response = gateway_response(Outcome.REJECTED, Reason.NOT_SERVING, why, request_id, pending)
+        outcome, reason = Outcome.REJECTED, Reason.NOT_SERVING
+        if self.clock() >= pending.deadline_ns:
+            outcome, reason = Outcome.EXPIRED, Reason.NONE
+        self._count_outcome(outcome, reason)
+        response = gateway_response(outcome, reason, why, request_id, pending)
         self._record(response, pending.request)
         self._deliver(exchange, response)
 

@@ -41,10 +41,11 @@ from clockwork_serve.messages import (
     Request,
     Role,
     StandbysCounted,
+    TensorsOffered,
 )
 from clockwork_serve.serve.remote.bridge_peers import Judge, Peer, Reach, WorkerPeer
 from clockwork_serve.serve.remote.config import FAR_GATEWAY, FAR_NAME
-from clockwork_serve.serve.remote.link import MachineLink
+from clockwork_serve.serve.remote.link import Complaints, MachineLink
 from clockwork_serve.serve.remote.tensor_link import SERVER, decode
 from clockwork_serve.serve.transport import RETRY_S, Link, connect, hello
 
@@ -62,9 +63,9 @@ class GatewayPeer(Peer):
 
     def __init__(
         self, link: MachineLink, reach: Reach, models: Mapping[str, Model], judge: Judge,
-        on_gone: Callable[[Peer], None],
+        on_gone: Callable[[Peer], None], complaints: Complaints,
     ) -> None:  # fmt: skip
-        super().__init__(link, reach, models, judge, on_gone)
+        super().__init__(link, reach, models, judge, on_gone, complaints)
         # Only ids of its own: with those of another gateway it could cancel that one's requests.
         self._own_id = re.compile(re.escape(self.name) + r"-[0-9a-f]+-a?\d+(?:-2)?", re.ASCII).fullmatch
         self._open: set[str] = set()  # ids of requests that the controller may know
@@ -93,6 +94,11 @@ class GatewayPeer(Peer):
             case Delivered():
                 for request_id in (*frame.in_time, *frame.late):
                     self._check(request_id, self.name)
+            case TensorsOffered():
+                if frame.gateway != self.name or not _is_far(frame.server):
+                    raise TransportError(
+                        f"it offered tensors of {frame.gateway!r:.80} at {frame.server!r:.80}"
+                    )
             case ModelsAskedFor() | Ask() | Beat() | CreditBlocked():
                 pass  # the controller must answer beats, for they check it
             case _:
@@ -125,10 +131,15 @@ def not_ahead(frame: Asked, now_ns: int) -> Asked:
     return structs.replace(frame, arrival_ns=now_ns, deadline_ns=frame.deadline_ns - ahead_ns)
 
 
+def _is_far(server: str) -> bool:
+    """Whether that is an address of tensors that names its host."""
+    return SERVER.fullmatch(server) is not None and not server.startswith(":")
+
+
 def _check_tensors(request: Request) -> None:
     """Raise :class:`TransportError` if a request's tensors may be elsewhere than at its gateway."""
     tensors = decode(request.tensors)
-    if tensors.region or not SERVER.fullmatch(tensors.server) or tensors.server.startswith(":"):
+    if tensors.region or not _is_far(tensors.server):
         raise TransportError(
             f"tensors of {request.request_id}: expected HOST:PORT of their gateway; found region "
             f"{tensors.region!r:.80}, server {tensors.server!r:.80}"
@@ -164,6 +175,7 @@ class Bridge:
         self._judge = judge
         self._leads = leads
         self._kinds = set[str]() if kinds is None else kinds
+        self._complaints = Complaints()
         self._peers: dict[Link, Peer] = {}
         self._standbys: set[Link] = set()  # controllers elsewhere, which want to know when this one ends
         self._complete = False  # the whole catalogue was received
@@ -232,7 +244,7 @@ class Bridge:
             self._count_standbys()
             return
         kind = GatewayPeer if link.peer.role is Role.GATEWAY else WorkerPeer
-        peer: Peer = kind(link, self._reach, self.models, self._judge, self._on_gone)
+        peer: Peer = kind(link, self._reach, self.models, self._judge, self._on_gone, self._complaints)
         form = _FORMS.get(link.peer.role)
         if form is None or not form.fullmatch(peer.name):
             why = (

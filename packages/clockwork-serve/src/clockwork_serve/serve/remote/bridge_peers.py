@@ -16,6 +16,7 @@ from msgspec import structs
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import (
     Action,
+    Admitted,
     ArtefactDamaged,
     Beat,
     CodeAdded,
@@ -37,10 +38,12 @@ from clockwork_serve.messages import (
     RetainWeights,
     Role,
     Status,
+    TensorsOffered,
+    TensorsReached,
     Unload,
     WorkerJoined,
 )
-from clockwork_serve.serve.remote.link import MachineLink
+from clockwork_serve.serve.remote.link import Complaints, MachineLink
 from clockwork_serve.serve.remote.tensor_link import decode
 from clockwork_serve.serve.remote.tensors import FEW
 from clockwork_serve.serve.remote.transfer import code_parts, no_parts, weights_parts
@@ -66,7 +69,7 @@ class Peer(ABC):
 
     def __init__(
         self, link: MachineLink, reach: Reach, models: Mapping[str, Model], judge: Judge,
-        on_gone: Callable[[Peer], None],
+        on_gone: Callable[[Peer], None], complaints: Complaints,
     ) -> None:  # fmt: skip
         self.link = link
         self.name = link.peer.name
@@ -74,6 +77,7 @@ class Peer(ABC):
         self._reach_controller = reach
         self._judge = judge
         self._on_gone = on_gone
+        self._complaints = complaints
         self._inside: Link | None = None
         self.introduced = False  # it said what it runs, and was admitted
         self._early: list[Frame] = []  # frames for the controller until that is connected
@@ -95,7 +99,8 @@ class Peer(ABC):
         if self._over:
             return
         self._over = True
-        _log.info("%s %s at %s is gone: %s", self.role, self.name, self.link.at, why)
+        if self.introduced:
+            _log.info("%s %s at %s is gone: %s", self.role, self.name, self.link.at, why)
         if self._reaching is not None:
             self._reaching.cancel()
         if self._inside is not None:
@@ -105,7 +110,9 @@ class Peer(ABC):
 
     def refuse(self, refused: Refused) -> None:
         """Send why it may not join, and close the link."""
-        _log.error("%s %s at %s may not join: %s", self.role, self.name, self.link.at, refused.why)
+        host = self.link.at.rpartition(":")[0]
+        if self._complaints.new(said := f"{self.role} {self.name} at {host} may not join: {refused.why}"):
+            _log.error("%s", said)
         self.link.send(refused)
         self.close("refused")
 
@@ -280,9 +287,9 @@ class WorkerPeer(Peer):
 
     def __init__(
         self, link: MachineLink, reach: Reach, models: Mapping[str, Model], judge: Judge,
-        on_gone: Callable[[Peer], None],
+        on_gone: Callable[[Peer], None], complaints: Complaints,
     ) -> None:  # fmt: skip
-        super().__init__(link, reach, models, judge, on_gone)
+        super().__init__(link, reach, models, judge, on_gone, complaints)
         self._actions = Actions()
         self._codes: dict[str, CodeAdded] = {}  # that the controller sent for it
 
@@ -303,6 +310,7 @@ class WorkerPeer(Peer):
 
     def welcomed(self) -> None:
         """Send the models before any code, so that the worker fetches their weights before it is ready."""
+        self.link.send(Admitted())
         for model in self.models.values():
             self.link.send(ModelAdded(model=model))
 
@@ -311,7 +319,7 @@ class WorkerPeer(Peer):
         match frame:
             case Result():
                 self.inward(self._actions.end(frame, time.monotonic_ns()))
-            case CodeReady() | DeviceNumbers() | ArtefactDamaged():
+            case CodeReady() | DeviceNumbers() | ArtefactDamaged() | TensorsReached():
                 self.inward(frame)
             case WorkerJoined():
                 of = [spec.device for spec in frame.devices]
@@ -337,7 +345,7 @@ class WorkerPeer(Peer):
                 case Load() | Unload() | Infer():
                     self._actions.sent(frame, now_ns)
                     self.link.send(frame)
-                case RetainWeights():
+                case RetainWeights() | TensorsOffered():
                     self.link.send(frame)
                 case CodeAdded():
                     self._codes[frame.code.code_id] = frame

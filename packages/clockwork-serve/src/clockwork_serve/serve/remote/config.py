@@ -28,6 +28,9 @@ PROTOCOL_NAME: Final = "clockwork-1"
 _log = logging.getLogger(__name__)
 
 
+HANDSHAKE_TURNS: Final = 3  # after so many turns of each side a handshake is over
+
+
 class ClusterFiles(Struct, frozen=True, kw_only=True):
     """Paths of PEM files: this machine's certificate, its key, and the authority of all machines.
 
@@ -57,9 +60,9 @@ class ClusterFiles(Struct, frozen=True, kw_only=True):
 
 
 class PeerContext(ssl.SSLContext):
-    """The TLS context of one side. ``name`` is that of the peer, as in :class:`ClusterFiles`."""
+    """The TLS context of one side, made of these ``files``; their ``name`` is that of the peer."""
 
-    name = ""
+    files = ClusterFiles()
 
 
 def context_of(files: ClusterFiles, *, server: bool) -> PeerContext:
@@ -67,13 +70,45 @@ def context_of(files: ClusterFiles, *, server: bool) -> PeerContext:
     for setting, path in files.named().items():
         pem.read(setting, path)
     context = PeerContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
-    context.name = files.name
+    context.files = files
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols([PROTOCOL_NAME])
     pem.load_chain(context, "cluster", files.certificate, files.key)
     # Clients check the server's name by default (check_hostname); a peer without a certificate is refused.
     pem.load_authorities(context, "cluster_ca", files.ca)
     return context
+
+
+def refused_by_itself(files: ClusterFiles, at: str = "") -> str:
+    """Why a machine with these files would not accept this very certificate; "" if it would.
+
+    It is that of who connects or, with ``at``, of who is reached at that address. Where TLS refuses who
+    connects, its server alone knows why: the connection is just closed.
+    """
+    try:
+        there, here = context_of(files, server=True), context_of(files, server=False)
+    except ConfigError as error:
+        return str(error)
+    if at:
+        there.verify_mode = ssl.CERT_NONE
+    else:
+        here.check_hostname, here.verify_mode = False, ssl.CERT_NONE
+    inbound, outbound = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = (
+        here.wrap_bio(inbound, outbound, server_hostname=(files.name or at) or None),
+        there.wrap_bio(outbound, inbound, server_side=True),
+    )
+    for end in ends * HANDSHAKE_TURNS:
+        try:
+            end.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+        except ssl.SSLCertVerificationError as error:
+            why = f"cluster_certificate: {files.certificate} is not accepted"
+            return f"{why}: {error.verify_message.rstrip('.')}"
+        except ssl.SSLError as error:
+            return f"cluster_certificate: {pem.reason_of(error)}"
+    return ""
 
 
 class ClusterContext:

@@ -172,43 +172,47 @@ class LeaderFinder:
 
 
 # ------------------------------------------------------------
-# A gateway that joins: the first frame that it is sent says whether it may.
+# A process that joins: the first frame that it is sent says whether it may.
 
 
-class FarConnector:
-    """Connects to the controller on another machine: see :class:`LeaderFinder`.
+class Joiner:
+    """Joins the controller on another machine: see :class:`LeaderFinder`.
 
-    ``refused`` ends with a :class:`ConfigError` if the server refuses this gateway for good. ``on_host`` gets
-    the address of this machine on the way there, before any frame is received.
+    ``on_frames`` and ``on_lost`` are called for links on which it was admitted. ``refused`` ends with a
+    :class:`ConfigError` if the server refuses it for good.
     """
 
     def __init__(
-        self, name: str, settings: Settings, on_host: Callable[[str], None] = lambda host: None
+        self, own: Hello, settings: Settings, on_frames: OnFrames, on_lost: OnLost, fence: Fence
     ) -> None:
         """Raises :class:`ConfigError` naming the setting of a file that cannot be used."""
-        self._on_host = on_host
-        self._name = name
+        self._own = own
+        self._on_frames = on_frames
+        self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self.refused: asyncio.Future[None] = self._loop.create_future()
-        self._finder = LeaderFinder(
-            settings, hello(Role.GATEWAY, name), self._on_link_frames, self._on_link_lost, Fence()
-        )
-        # Of the last link: what the server said first, and the callbacks, from when it has admitted this one.
+        self._finder = LeaderFinder(settings, own, self._on_link_frames, self._on_link_lost, fence)
+        # Of the last link: what the server said first.
         self._verdict: asyncio.Future[Refused | None] = self._loop.create_future()
         self._admitted = False
-        self._on_frames: Callable[[list[Frame]], None] = lambda frames: None
-        self._on_lost: Callable[[str], None] = lambda why: None
 
-    async def __call__(
-        self, on_frames: Callable[[list[Frame]], None], on_lost: Callable[[str], None]
+    @property
+    def host(self) -> str:
+        """The name or address by which the last link was made."""
+        return self._finder.host
+
+    async def join(
+        self, introduction: Frame, on_open: Callable[[MachineLink], None] = lambda link: None
     ) -> MachineLink:
-        """As :data:`~clockwork_serve.serve.gateway.controller_link.Connector`."""
+        """A link on which this process was admitted. ``on_open`` gets it before any frame is received.
+
+        Raises :class:`TransportError` if there is none now, or if ``on_open`` does.
+        """
         self._verdict, self._admitted = self._loop.create_future(), False
-        self._on_frames, self._on_lost = on_frames, on_lost
         link = await self._finder.connect()
-        link.send(FarGateway(gateway=self._name, version=__version__))
+        link.send(introduction)
         try:
-            self._on_host(link.host)
+            on_open(link)
             refused = await self._verdict
         except BaseException as error:
             link.close()
@@ -219,8 +223,9 @@ class FarConnector:
             return link
         link.close()
         if refused.final and not self.refused.done():
-            self.refused.set_exception(ConfigError(f"the server does not take {self._name}: {refused.why}"))
-        self._finder.say(why := f"the server does not take this gateway: {refused.why}")
+            why = f"the server does not take {self._own.name}: {refused.why}"
+            self.refused.set_exception(ConfigError(why))
+        self._finder.say(why := f"the server does not take this {self._own.role}: {refused.why}")
         raise TransportError(why)
 
     def _on_link_frames(self, link: Link, frames: list[Frame]) -> None:
@@ -229,10 +234,36 @@ class FarConnector:
             self._admitted = not isinstance(first, Refused)
             self._verdict.set_result(first if isinstance(first, Refused) else None)
         if self._admitted:
-            self._on_frames(frames)
+            self._on_frames(link, frames)
 
     def _on_link_lost(self, link: Link) -> None:
         if not self._verdict.done():
             self._verdict.set_exception(TransportError(link.lost_because))
         elif self._admitted:
-            self._on_lost(link.lost_because)
+            self._on_lost(link)
+
+
+class FarConnector(Joiner):
+    """Connects a gateway. ``on_host`` gets the address of this machine on the way to the server."""
+
+    def __init__(
+        self, name: str, settings: Settings, on_host: Callable[[str], None] = lambda host: None
+    ) -> None:
+        super().__init__(hello(Role.GATEWAY, name), settings, self._deliver, self._lose, Fence())
+        self._introduction = FarGateway(gateway=name, version=__version__)
+        self._on_host = on_host
+        self._receive: Callable[[list[Frame]], None] = lambda frames: None
+        self._lost: Callable[[str], None] = lambda why: None
+
+    async def __call__(
+        self, on_frames: Callable[[list[Frame]], None], on_lost: Callable[[str], None]
+    ) -> MachineLink:
+        """As :data:`~clockwork_serve.serve.gateway.controller_link.Connector`."""
+        self._receive, self._lost = on_frames, on_lost
+        return await self.join(self._introduction, lambda link: self._on_host(link.host))
+
+    def _deliver(self, link: Link, frames: list[Frame]) -> None:
+        self._receive(frames)
+
+    def _lose(self, link: Link) -> None:
+        self._lost(link.lost_because)

@@ -18,7 +18,7 @@ from clockwork_serve.fence import Fence
 from clockwork_serve.messages import Frame, Hello, Ping
 from clockwork_serve.serve.accepting import Acceptor, Strangers, network_of
 from clockwork_serve.serve.gateway.tls import reason_of
-from clockwork_serve.serve.remote.config import PROTOCOL_NAME, ClusterContext, PeerContext
+from clockwork_serve.serve.remote.config import PROTOCOL_NAME, ClusterContext, PeerContext, refused_by_itself
 from clockwork_serve.serve.transport import Handlers, Handshake, Link, OnFrames, OnLink, OnLost
 from clockwork_serve.units import KIB
 
@@ -147,7 +147,13 @@ async def connect_machine(
     handshake = Handshake()
     link = MachineLink(own, handshake.handlers(on_frames, on_lost), silence_s, fence)
     await dial(address, context, link, name)
-    await handshake.done(link)
+    try:
+        await handshake.done(link)
+    except TransportError as error:
+        # A machine that does not accept a certificate closes the connection without a reason.
+        if fault := refused_by_itself(context.files):
+            raise TransportError(f"{error}; {fault}") from None
+        raise
     return link
 
 
@@ -156,7 +162,7 @@ async def dial(
 ) -> None:
     """Connect and shake hands with the machine at ``address``. Raises :class:`TransportError`."""
     (host, port), loop, connected = address, asyncio.get_running_loop(), None
-    asked = context.name or name or host
+    asked = context.files.name or name or host
     try:
         async with asyncio.timeout(TCP_S):
             connected = await _connected(host, port)
@@ -211,6 +217,23 @@ def tune(transport: asyncio.BaseTransport, silence_s: float) -> None:
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEP_IDLE_S)
 
 
+class Complaints:
+    """What was said of machines lately: repeated attempts may not fill the disk."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, float] = {}  # and when
+
+    def new(self, said: str) -> bool:
+        """Whether this is to be logged, for it was not lately."""
+        now_s = time.monotonic()
+        if now_s - self._said.get(said, -SAID_AGAIN_S) < SAID_AGAIN_S:
+            return False
+        if len(self._said) >= 1000:
+            self._said.clear()
+        self._said[said] = now_s
+        return True
+
+
 class MachineAcceptor(ABC):
     """Accepts connections of machines on one port: TCP, then TLS with certificates on both sides."""
 
@@ -222,7 +245,7 @@ class MachineAcceptor(ABC):
         self._shaking = Strangers[asyncio.Task[None]]()
         self._shaking_again = Strangers[asyncio.Task[None]]()
         self._met: dict[str, None] = {}  # networks of machines, the last that joined last
-        self._said: dict[str, float] = {}  # warnings, and when each was logged
+        self._complaints = Complaints()
         self._acceptor: Acceptor | None = None
         self.turns_away = False
         """Whether who connects is cut off at once, without a handshake: others are to be asked."""
@@ -248,13 +271,8 @@ class MachineAcceptor(ABC):
 
     def complain(self, host: str, why: str) -> None:
         """Log a warning, unless it was logged lately: repeated attempts may not fill the disk."""
-        now_s, said = time.monotonic(), f"{host}: {why}"
-        if now_s - self._said.get(said, -SAID_AGAIN_S) < SAID_AGAIN_S:
-            return
-        if len(self._said) >= 1000:
-            self._said.clear()
-        self._said[said] = now_s
-        _log.warning("turned a machine away: %s", said)
+        if self._complaints.new(said := f"{host}: {why}"):
+            _log.warning("turned a machine away: %s", said)
 
     def _accepted(self, connected: socket.socket, host: str) -> None:
         if self.turns_away:

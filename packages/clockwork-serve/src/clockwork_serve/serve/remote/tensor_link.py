@@ -81,6 +81,7 @@ class TransferKind(enum.IntEnum):
     DONE = 6  # from a gateway: all outputs are in their slot
     GONE = 7  # from a gateway: no slot has that epoch; it was freed, and may belong to another request
     FULL = 8  # from a gateway: it has no room for as many outputs
+    LOST = 9  # never sent: nothing comes from there, for a reason that its source has
 
 
 class TransferHead(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -20,8 +21,16 @@ from msgspec import structs
 
 from clockwork_serve.config.values import split_address
 from clockwork_serve.errors import TransportError
-from clockwork_serve.messages import Infer, Result, Status, TensorRef, Tensors
-from clockwork_serve.serve.remote.config import ClusterContext
+from clockwork_serve.messages import (
+    Infer,
+    Result,
+    Status,
+    TensorRef,
+    Tensors,
+    TensorsOffered,
+    TensorsReached,
+)
+from clockwork_serve.serve.remote.config import ClusterContext, refused_by_itself
 from clockwork_serve.serve.remote.link import dial
 from clockwork_serve.serve.remote.tensor_link import (
     SERVER,
@@ -86,8 +95,13 @@ class LaneTiming:
         return took_ns
 
     def ended(self, result: Result, kind: Kind, transfer_in_ns: int, now_ns: int) -> Result:
-        """The result of an INFER whose outputs are in their gateways at ``now_ns``."""
-        more_ns = max(0, median_low(self._took_ns.get(kind, (0,))) - result.lane_ns)
+        """The result of an INFER whose outputs are in their gateways at ``now_ns``.
+
+        It counts as begun no earlier than its own inputs began to come: it is never longer than it was here.
+        """
+        last_ns = self._took_ns.get(kind, ())
+        usual_ns = median_low(last_ns) if len(last_ns) > 1 else 0  # one alone may have been stopped
+        more_ns = max(0, min(usual_ns, transfer_in_ns) - result.lane_ns)
         return structs.replace(
             result, started_ns=result.started_ns - more_ns, input_ns=result.input_ns + more_ns,
             transfer_in_ns=transfer_in_ns, transfer_out_ns=max(0, now_ns - result.ended_ns),
@@ -121,10 +135,14 @@ class Transfer:
     upto: int = 0
 
 
+_PROBE: Final = 0  # the number of a transfer that nobody has
+
+
 class TensorSource:
     """The tensor server of a gateway at ``address``; ``unused`` is called once nothing is left to do there.
 
-    For the running loop's thread.
+    ``why`` says why nothing comes from there: from the first failure on, or after ``silence_s`` of failures
+    once something came, for a short cut costs nothing but time. For the running loop's thread.
     """
 
     def __init__(
@@ -137,7 +155,12 @@ class TensorSource:
         self._loop = asyncio.get_running_loop()
         self._link: TensorLink | None = None
         self._connecting: asyncio.Task[None] | None = None
+        self.why = ""
+        self._report: Callable[[str], None] | None = None  # set while the connection is watched
+        self._reached = False  # it has answered on some connection
+        self._silent_since_s = self._loop.time()  # when the last of these was lost; inf while it answers
         self._linked_s = 0.0  # when it was connected
+        self._pause_s = 0.0  # before the next attempt to connect
         self._watch: asyncio.TimerHandle | None = None
         self._transfers: dict[int, Transfer] = {}  # all and only those that have not ended
 
@@ -148,6 +171,18 @@ class TensorSource:
             self._send(self._link, number, transfer)
         elif self._connecting is None:
             self._connecting = self._loop.create_task(self._connect())
+
+    def watch(self, report: Callable[[str], None]) -> None:
+        """Keep a connection, and report ``why`` it is of no use: "" as soon as the gateway has answered."""
+        self._report = report
+        if self.why:
+            report(self.why)
+        self._probe()
+
+    def unwatch(self) -> None:
+        """End that."""
+        self._report = None
+        self.drop(_PROBE)
 
     def drop(self, number: int) -> None:
         """End a transfer: its memory is not touched any more, and ``ended`` is not called."""
@@ -164,19 +199,16 @@ class TensorSource:
         if self._link is not None:
             self._link.close()
 
-    async def _connect(self, pause_s: float = 0.0) -> None:
-        told = ""
+    async def _connect(self) -> None:
         while self._transfers:
-            if pause_s:
-                await asyncio.sleep(pause_s)
-            pause_s = min(max(RECONNECT_S, 2 * pause_s), RECONNECT_S_MAX)
+            if self._pause_s:
+                await asyncio.sleep(self._pause_s)
+            self._pause_s = min(max(RECONNECT_S, 2 * self._pause_s), RECONNECT_S_MAX)
             link = TensorLink(self, self._silence_s)
             try:
                 await dial(split_address(self.address), self._context.now(), link)
             except TransportError as error:
-                if str(error) != told:
-                    told = str(error)
-                    _log.warning("no tensors from %s: %s", self.address, told)
+                self._failed(str(error))
                 continue
             if link.is_open:
                 self._connecting, self._link, self._linked_s = None, link, self._loop.time()
@@ -185,6 +217,27 @@ class TensorSource:
                 return
         self._connecting = None
         self._unused(self)
+
+    def _probe(self) -> None:
+        """Ask for inputs that no slot has: a gateway that can be asked says so."""
+        self.begin(_PROBE, Transfer(NO_EPOCH, memoryview(b""), (), (), self._probed))
+
+    def _probed(self, number: int, how: TransferKind) -> None:
+        if how is not TransferKind.LOST and self._report is not None:
+            self._report("")
+
+    def _failed(self, why: str) -> None:
+        """Nothing comes from there: say so, and end all transfers, once that is no short cut."""
+        short = self._loop.time() - self._silent_since_s < self._silence_s
+        if short and self._reached:
+            return
+        if why != self.why:
+            self.why = why
+            _log.warning("no tensors from %s: %s", self.address, why)
+            if self._report is not None:
+                self._report(why)
+        for number in [] if short else [number for number in self._transfers if number != _PROBE]:
+            self._end(number, TransferKind.LOST)
 
     def _send(self, link: TensorLink, number: int, transfer: Transfer) -> None:
         if transfer.writes:
@@ -221,6 +274,7 @@ class TensorSource:
 
     def take(self, link: TensorLink, head: TransferHead) -> None:
         """End a transfer, or check where inputs are to go."""
+        self._reached, self._silent_since_s, self.why = True, math.inf, ""
         transfer = self._transfers.get(head.transfer)
         match head.kind:
             case TransferKind.DATA | TransferKind.LAST:
@@ -246,11 +300,21 @@ class TensorSource:
         if link is not self._link:
             return  # it never served
         self._link = None
-        if self._transfers:
-            _log.warning("no tensors from %s: %s", self.address, why)
-            short = self._loop.time() - self._linked_s < RECONNECT_S_MAX
-            self._connecting = self._loop.create_task(self._connect(RECONNECT_S if short else 0.0))
+        now_s = self._loop.time()
+        if now_s - self._linked_s >= RECONNECT_S_MAX:
+            self._pause_s = 0.0
+        if self._silent_since_s < math.inf:  # this one has answered nothing
+            own = refused_by_itself(self._context.now().files)
+            self._failed(f"{self.address} has answered nothing: {why}{'; ' if own else ''}{own}")
         else:
+            self._silent_since_s = now_s
+            if self._transfers:
+                _log.warning("no tensors from %s: %s", self.address, why)
+        if self._report is not None:
+            self._probe()
+        if self._transfers and self._connecting is None:
+            self._connecting = self._loop.create_task(self._connect())
+        elif not self._transfers:
             self._unused(self)
 
     def _end(self, number: int, how: TransferKind) -> None:
@@ -324,14 +388,14 @@ class _Slot:
 class RemoteTensors:
     """The tensors of all INFERs of a worker that are elsewhere. For the running loop's thread.
 
-    ``post`` hands an INFER to the lanes, ``send`` sends a result. With a ``server``, the host that the worker
-    joined from another machine, all are elsewhere, and gateways of that host name only their port. Without,
-    only those are that no process of this host can map.
+    ``post`` hands an INFER to the lanes, ``send`` sends a result, or whether a gateway is reached. With a
+    ``server``, the host that the worker joined from another machine, all are elsewhere, and gateways of that
+    host name only their port. Without, only those are that no process of this host can map.
     """
 
     def __init__(
         self, region_bytes: int, context: ClusterContext, silence_s: float, post: Callable[[Infer], None],
-        send: Callable[[Result], None], server: str = "",
+        send: Callable[[Result | TensorsReached], None], server: str = "",
     ) -> None:  # fmt: skip
         self._region = Region.create(region_bytes)
         self._context = context
@@ -342,6 +406,7 @@ class RemoteTensors:
         self._loop = asyncio.get_running_loop()
         self._count = 0  # of epochs and transfers
         self._sources: dict[str, TensorSource] = {}
+        self._watched: dict[str, TensorSource] = {}  # those that are watched, by gateway
         self._slots: dict[int, _Slot] = {}  # of INFERs whose result was not sent yet
         self._timing: dict[str, LaneTiming] = {}  # by device
 
@@ -378,6 +443,23 @@ class RemoteTensors:
             self._pass_on(slot)
         return True
 
+    def offered(self, offer: TensorsOffered) -> None:
+        """Try whether tensors come from a gateway, and keep trying, until it is gone."""
+        before = self._watched.pop(offer.gateway, None)
+        if before is not None:
+            before.unwatch()
+        if not SERVER.fullmatch(offer.server):
+            return
+        report = partial(self._reached, offer.gateway)
+        if offer.server.startswith(":") and not self.server:
+            report("")  # a gateway of this host, whose memory is mapped
+            return
+        source = self._watched[offer.gateway] = self._source(offer.server)
+        source.watch(report)
+
+    def _reached(self, gateway: str, why: str) -> None:
+        self._send(TensorsReached(gateway=gateway, ok=not why, why=why))
+
     def answer(self, result: Result) -> Result | None:
         """The result to send now, if any: one with outputs is sent once these are in their gateways."""
         slot = self._slots.get(result.action_id)
@@ -396,7 +478,13 @@ class RemoteTensors:
         return None
 
     def renew(self) -> None:
-        """Forget all INFERs, because the link was lost; those that still run keep the old region."""
+        """Forget all INFERs, because the link was lost; those that still run keep the old region.
+
+        Whoever leads next says again which gateways there are.
+        """
+        for source in self._watched.values():
+            source.unwatch()
+        self._watched.clear()
         for slot in self._slots.values():
             slot.stop()
         self._slots.clear()
@@ -455,15 +543,19 @@ class RemoteTensors:
         slot.timer = self._loop.call_later(waiting_s(left_ns), self._fail, slot, Status.TOO_LATE, why)
 
     def _begin(self, slot: _Slot, server: str, transfer: Transfer) -> None:
+        source = self._source(server)
+        self._count += 1
+        slot.open[self._count] = source
+        source.begin(self._count, transfer)
+
+    def _source(self, server: str) -> TensorSource:
         host, _, port = server.rpartition(":")
         address = f"{host or self.server}:{port}"
         source = self._sources.get(address)
         if source is None:
             source = TensorSource(address, self._context, self._silence_s, self._forget)
             self._sources[address] = source
-        self._count += 1
-        slot.open[self._count] = source
-        source.begin(self._count, transfer)
+        return source
 
     def _forget(self, source: TensorSource) -> None:
         if self._sources.get(source.address) is source:
@@ -473,9 +565,9 @@ class RemoteTensors:
 
     def _read(self, slot: _Slot, number: int, how: TransferKind) -> None:
         """A call's inputs are here, or gone."""
-        del slot.open[number]
+        source = slot.open.pop(number)
         if how is not TransferKind.LAST:
-            self._fail(slot, Status.INPUT_GONE, GONE)
+            self._fail(slot, Status.INPUT_GONE, source.why or GONE)
         elif not slot.open:
             now_ns = time.monotonic_ns()
             slot.transfer_in_ns = self._of(slot).inputs_arrived(slot.kind, slot.asked_ns, now_ns)
@@ -504,11 +596,11 @@ class RemoteTensors:
 
     def _written(self, slot: _Slot, number: int, how: TransferKind) -> None:
         """A call's outputs are in its gateway, or have no place there."""
-        del slot.open[number]
+        source = slot.open.pop(number)
         if how is TransferKind.FULL:
             self._fail(slot, Status.MODEL_RAISED, FULL)
         elif how is not TransferKind.DONE:
-            self._fail(slot, Status.INPUT_GONE, GONE)
+            self._fail(slot, Status.INPUT_GONE, source.why or GONE)
         elif not slot.open:
             assert slot.result is not None, "its lane has ended"
             self._send(self._finished(slot, structs.replace(slot.result, outputs=tuple(slot.outputs))))

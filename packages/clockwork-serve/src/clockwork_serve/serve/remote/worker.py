@@ -18,8 +18,9 @@ from clockwork_serve.config import Settings
 from clockwork_serve.config.values import split_addresses
 from clockwork_serve.devices import profile_kind
 from clockwork_serve.devices.base import Device
-from clockwork_serve.errors import ConfigError, TransportError
+from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import (
+    Admitted,
     ArtefactDamaged,
     CodeAdded,
     CodeReady,
@@ -33,15 +34,16 @@ from clockwork_serve.messages import (
     ModelAdded,
     ModelRemoved,
     Part,
-    Refused,
     Result,
     RetainWeights,
     Role,
+    TensorsOffered,
     Unload,
     WorkerJoined,
 )
 from clockwork_serve.serve.remote.config import ClusterContext, cluster_files, runtime
-from clockwork_serve.serve.remote.finding import LeaderFinder
+from clockwork_serve.serve.remote.finding import Joiner
+from clockwork_serve.serve.remote.link import MachineLink
 from clockwork_serve.serve.remote.tensors import RemoteTensors, waiting_s
 from clockwork_serve.serve.remote.transfer import MachineArtefacts
 from clockwork_serve.serve.transport import Link, hello
@@ -62,8 +64,9 @@ class MachineHost(WorkerHost):
         super().__init__(config, devices, on_codes_changed)
         settings = self._settings = config.settings
         self._kinds = tuple(profile_kind(device) for device in config.devices)
-        self._finder = LeaderFinder(
-            settings, hello(Role.WORKER, config.name), self._on_frames, self._on_lost, self._fence
+        self._source: Link | None = None  # of artefacts: from the first frame on, which may name some
+        self._joiner = Joiner(
+            hello(Role.WORKER, config.name), settings, self._on_admitted_frames, self._on_lost, self._fence
         )
         self._artefacts = MachineArtefacts(
             Cache(settings.cache, reads_weights=False), self._tell, self._tell, self.verifier.add,
@@ -71,34 +74,40 @@ class MachineHost(WorkerHost):
         )  # fmt: skip
         self.tensors = self._tensors = tensors_of(self, settings, split_addresses(settings.controller)[0][0])
         self._removed: set[str] = set()  # codes that were removed while they were fetched
-        self._refused: asyncio.Future[None] = self._loop.create_future()
         self._epoch = 0  # of the last controller that it joined; 0 if that had no lease that hosts share
         self._strays: set[int] = set()  # actions that still run, of which the controller was told nothing
 
     async def run(self, stop: asyncio.Event) -> None:
         """As :meth:`WorkerHost.run`. Raises :class:`ConfigError` if the server refuses it for good."""
         serving = self._loop.create_task(super().run(stop))
-        await asyncio.wait((serving, self._refused), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((serving, self._joiner.refused), return_when=asyncio.FIRST_COMPLETED)
         if not serving.done():
             stop.set()
         await serving
         self._artefacts.close()
-        if self._refused.done():
-            self._refused.result()
+        if self._joiner.refused.done():
+            self._joiner.refused.result()
 
     # Joining
 
     async def _connect(self, own: Hello) -> Link:
+        shown = MachineHello(worker=self._name, version=__version__, runtime=runtime(), kinds=self._kinds)
         while True:
             try:
-                link = await self._finder.connect()
+                link = await self._joiner.join(shown, self._on_open)
             except TransportError:
                 continue  # it was logged, and the next attempt is made after a pause
-            self._tensors.server = self._finder.host
-            return link
+            if link.is_open:  # it may have been lost again already
+                return link
+
+    def _on_open(self, link: MachineLink) -> None:
+        self._tensors.server = self._joiner.host
+
+    def _on_admitted_frames(self, link: Link, frames: list[Frame]) -> None:
+        self._source = link
+        self._on_frames(link, frames)
 
     def _offer(self, link: Link) -> None:
-        link.send(MachineHello(worker=self._name, version=__version__, runtime=runtime(), kinds=self._kinds))
         # Versions of weights are comparable between controllers that share a lease, and between no others.
         known = bool(self._epoch and link.peer.epoch)
         self._epoch = link.peer.epoch
@@ -111,18 +120,9 @@ class MachineHost(WorkerHost):
                 link.send(answer)
         if not known:
             self.executors.post(*(RetainWeights(device=spec.device) for spec in self._specs))
-        _log.info("offered %s to %s", self._name, self._settings.controller)
-
-    def _on_refused(self, link: Link, refused: Refused) -> None:
-        if refused.final:
-            if not self._refused.done():
-                self._refused.set_exception(
-                    ConfigError(f"the server does not take {self._name}: {refused.why}")
-                )
-            return
-        _log.warning("the server does not take this worker yet: %s", refused.why)
 
     def _on_lost(self, link: Link) -> None:
+        self._source = None
         super()._on_lost(link)
         self._artefacts.forget()
 
@@ -150,8 +150,10 @@ class MachineHost(WorkerHost):
                     self._artefacts.remove_model(frame.model)
                 case Part():
                     self._artefacts.take(frame)
-                case Refused():
-                    self._on_refused(link, frame)
+                case TensorsOffered():
+                    self._tensors.offered(frame)
+                case Admitted():
+                    pass  # the first frame, which the joiner has understood
                 case _:
                     _log.error("the server sent a %s, which no worker takes", type(frame).__name__)
 
@@ -179,8 +181,8 @@ class MachineHost(WorkerHost):
                 self._link.send(CodeReady(device=spec.device, code_id=code.code_id, ok=False, message=error))
 
     def _tell(self, frame: ArtefactDamaged | Fetch) -> None:
-        if self._link is not None:
-            self._link.send(frame)
+        if self._source is not None:
+            self._source.send(frame)
 
     def _answer(self, answer: Answer) -> None:
         if isinstance(answer, Result) and answer.action_id in self._strays:

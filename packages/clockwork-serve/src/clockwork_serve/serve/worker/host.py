@@ -32,6 +32,7 @@ from clockwork_serve.messages import (
     Result,
     RetainWeights,
     Role,
+    TensorsOffered,
     Unload,
     Weights,
     WorkerJoined,
@@ -74,6 +75,9 @@ class TensorCarrier(Protocol):
 
     def bring(self, action: Infer) -> bool:
         """Have the inputs of an INFER brought, to post it then; False if it can be posted now."""
+
+    def offered(self, offer: TensorsOffered) -> None:
+        """Try whether tensors come from a gateway, and report it."""
 
     def answer(self, result: Result) -> Result | None:
         """The result if it can be sent now; else it is sent once its outputs are there."""
@@ -218,6 +222,9 @@ class WorkerHost:
                     self.verifier.add(frame.model.weights)
                 case Beat():
                     link.send(frame)
+                case TensorsOffered():
+                    if self.tensors is not None:
+                        self.tensors.offered(frame)
                 case _:
                     _log.error("the controller sent a %s, which no worker expects", type(frame).__name__)
         if events:
