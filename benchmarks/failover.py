@@ -6,7 +6,7 @@ each SIGKILL the one that stands by takes over; the next kill waits until there 
 ``--hand-over`` it is asked to hand over, and not killed. With ``--hosts`` controllers are on hosts of their
 own, with a shared store: all processes of who leads are killed; then its cable is pulled, again and again.
 ``--undisturbed MINUTES``: on the same hosts nobody is killed, while other programs burn every core: who leads
-must lead to the end.
+must lead to the end. ``--hosts --filtered``: see :mod:`benchmarks.filtered`.
 """
 
 from __future__ import annotations
@@ -448,12 +448,20 @@ def main() -> int:
     options.add_argument(
         "--undisturbed", type=float, metavar="MINUTES", help="nobody is killed, cores are burnt"
     )
+    options.add_argument(
+        "--filtered", action="store_true", help="with --hosts: no worker reaches the gateway's tensors"
+    )
     given = options.parse_args()
     times = KILLS_SHORT if given.short else given.rounds
     with tempfile.TemporaryDirectory(prefix="cw") as name:
         outcome = Outcome("benchmarks.failover")
         if given.undisturbed:
             measure_undisturbed(Path(name), given.undisturbed, given.seed, outcome)
+            return finish(outcome, given.json)
+        if given.hosts and given.filtered:
+            from benchmarks.filtered import measure_filtered
+
+            measure_filtered(Path(name), outcome)
             return finish(outcome, given.json)
         if given.hosts:
             for cut in (False, True):
