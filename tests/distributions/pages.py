@@ -68,7 +68,7 @@ run() {
   case "$*" in
     @ELSEWHERE@
     "clockwork serve "* | "chrt "*) stop_all; start '^ready: ' "$@" ;;
-    "clockwork controller "*) stop_all; start '^leads or stands by' "$@" ;;
+    "clockwork controller "*) stop_all; start '^leads:\|^stands by, ' "$@" ;;
     "clockwork worker "*) start 'joined with' "$@" ;;
     "clockwork gateway "*) start '^  metrics' env CLOCKWORK_{HTTP,GRPC,METRICS}_PORT=0 "$@" ;;
     "clockwork live "*) start '^open ' "$@" ;;

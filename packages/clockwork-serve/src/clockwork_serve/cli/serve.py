@@ -108,8 +108,13 @@ def _tell(record: dict[str, Any], lines: Sequence[str], *, as_json: bool) -> Non
         say("\n".join(lines))
 
 
-def _addresses(at: dict[str, str]) -> list[str]:
-    return [f"  {name:<8} {address or 'off'}" for name, address in at.items()]
+def _addresses(at: dict[str, str], settings: Settings) -> list[str]:
+    """Lines for people. Where it listens at every address, a URL has one that can be asked from here."""
+    note = f" (listens on {settings.host})" if settings.host in {"0.0.0.0", "::"} else ""
+    return [
+        f"  {name:<8} {address}{note if name != 'machines' else ''}" if address else f"  {name:<8} off"
+        for name, address in at.items()
+    ]
 
 
 def sample_request(url: str, model: Model, code: Code, *, key: bool) -> str:
@@ -150,7 +155,10 @@ def _ready(server: Server) -> Told:
     settings, models = server.settings, server.catalogue.models
     at = {"http": server.http_url, "grpc": server.grpc_url, "metrics": server.metrics_url}
     page = server.metrics_url.removesuffix("metrics") if settings.live_page and settings.journal else ""
-    lines = [f"ready: {counted(len(models), 'model')}", *_addresses(at | {"page": page} if page else at)]
+    lines = [
+        f"ready: {counted(len(models), 'model')}",
+        *_addresses(at | {"page": page} if page else at, settings),
+    ]
     if is_model_file(settings.repository):
         code = server.catalogue.code_of(models[0])
         key = bool(settings.api_keys)
@@ -182,7 +190,8 @@ def controller(config: str | None, as_json: bool, **flags: Any) -> int:  # noqa:
 def _leading(server: Server) -> Told:
     models = len(server.catalogue.models)
     at = {"machines": server.settings.listen_machines, "metrics": server.metrics_url}
-    lines = [f"leads or stands by: {counted(models, 'model')}", *_addresses(at)]
+    does = "leads" if server.leader else "stands by, or takes the lead soon"
+    lines = [f"{does}: {counted(models, 'model')}", *_addresses(at, server.settings)]
     return {"listening": True, **at, "devices_wanted": server.wanted_file, "models": models}, lines
 
 
@@ -202,7 +211,7 @@ def gateway(config: str | None, as_json: bool, **flags: Any) -> int:  # noqa: FB
     logs.configure("gateway", settings.log_level, settings.log_format)
 
     def announce(at: dict[str, str]) -> None:
-        lines = [f"for the server at {settings.controller}:", *_addresses(at)]
+        lines = [f"for the server at {settings.controller}:", *_addresses(at, settings)]
         _tell({"listening": True, **at}, lines, as_json=as_json)
 
     return run_gateways(settings, announce)
