@@ -237,7 +237,8 @@ transport.PROTOCOL += {ahead}
 def another_build(folder: Path, ahead: int) -> tuple[str, ...]:
     """Words before a command that is to run as a build of another protocol, with all that it starts."""
     (folder / "sitecustomize.py").write_text(ANOTHER_BUILD.format(ahead=ahead))
-    return ("env", f"PYTHONPATH={folder}")
+    rest = os.environ.get("PYTHONPATH", "")  # it is of this build's code but for that
+    return ("env", f"PYTHONPATH={folder}{os.pathsep if rest else ''}{rest}")
 
 
 # Without --fork: it takes the place of unshare, and its children get the clock.
