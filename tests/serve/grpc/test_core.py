@@ -6,7 +6,7 @@ import time
 from typing import cast
 
 from clockwork_serve.serve.grpc.call import GrpcCall, Method, SilentCalls
-from clockwork_serve.serve.grpc.core import CoreCall, CoreTransport
+from clockwork_serve.serve.grpc.core import AHEAD_BYTES, CoreCall, CoreTransport, ReadAhead
 from clockwork_serve.units import NS_PER_S, ms
 
 
@@ -34,15 +34,45 @@ def call_of(core: FakeCore) -> GrpcCall:
     return CoreCall(cast("CoreTransport", core), Event(), (method, ""), SilentCalls())
 
 
-def test_a_message_that_was_there_when_requested_counts_from_the_last_read() -> None:
+def read(ahead: ReadAhead, *messages: bytes, at_ms: int = 150) -> None:
+    for message in messages:
+        ahead.put(message, ms(at_ms), ms(at_ms))
+
+
+def test_messages_of_a_stream_keep_their_arrivals_and_their_order() -> None:
+    ahead = ReadAhead(FakeCore().clock)
+    read(ahead, b"a", at_ms=150)
+    read(ahead, b"b", at_ms=160)
+    assert ahead.take() == (b"a", ms(150), ms(150))
+    assert ahead.take() == (b"b", ms(160), ms(160))
+    assert ahead.take() is None
+
+
+def test_a_stream_is_read_ahead_as_far_as_there_is_room() -> None:
+    ahead = ReadAhead(FakeCore().clock)
+    read(ahead, b"a")
+    assert ahead.reads_on()
+    assert not ahead.resumes(), "the thread has requested it already"
+    read(ahead, bytes(AHEAD_BYTES))
+    assert not ahead.reads_on()
+    assert not ahead.resumes(), "there is no room yet"
+    ahead.take()
+    ahead.take()
+    assert ahead.resumes()
+    assert not ahead.resumes(), "it is requested once"
+
+
+def test_a_message_for_which_there_was_no_room_counts_from_the_last_read() -> None:
     core = FakeCore()
-    call = call_of(core)
-    call._requested_ns = ms(150)
-    call.note_arrival(ms(151), ms(151))
-    assert call.arrival_ns == ms(100), "since the call began"
-    call._requested_ns = ms(160)
-    call.note_arrival(ms(190), ms(190))
-    assert call.arrival_ns == ms(190), "this one was waited for"
+    ahead = ReadAhead(core.clock)
+    for read_ms, arrival_ms in ((201, 150), (230, 230)):
+        read(ahead, bytes(AHEAD_BYTES), at_ms=150)
+        assert not ahead.reads_on()
+        ahead.take()
+        core.now_ns = ms(200)
+        assert ahead.resumes()
+        read(ahead, b"next", at_ms=read_ms)
+        assert ahead.take() == (b"next", ms(arrival_ms), ms(read_ms))
 
 
 def test_the_only_message_of_a_call_is_requested_at_once() -> None:

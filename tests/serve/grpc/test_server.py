@@ -69,6 +69,7 @@ class Served:
                 coroutine("/t/double", parse, bytes, self._double),
                 coroutine("/t/sleep", parse, bytes, self._sleep),
                 stream("/t/echo", parse, bytes, self._echo),
+                stream("/t/ages", parse, bytes, self._ages),
             ],
             [("grpc.max_receive_message_length", LARGEST), ("grpc.so_reuseport", 0)],
             self._gate,
@@ -139,6 +140,11 @@ class Served:
                 yield request
         finally:
             self.ended.append("echo")
+
+    async def _ages(self, requests: AsyncIterator[bytes], call: GrpcCall) -> AsyncIterator[bytes]:
+        async for _ in requests:
+            await asyncio.sleep(0.1)  # it is busy with this one while the next ones come
+            yield str(time.monotonic_ns() - call.arrival_ns).encode()
 
     def run(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
@@ -372,6 +378,26 @@ def test_a_stream_may_be_long_and_its_server_may_end_it(served: Served) -> None:
     sent = [bytes([number % 251]) * 1000 for number in range(2000)]
     found = list(served.channel.stream_stream("/t/echo")(iter([*sent, b"end"]), timeout=60))
     assert found == [b"begin", *sent]
+
+
+def test_messages_of_a_stream_are_dated_while_its_method_is_busy(served: Served) -> None:
+    ages = served.channel.stream_stream("/t/ages")(iter([b"x"] * 8), timeout=60)
+    ages_ns = [int(age) for age in ages]
+    assert ages_ns[-1] > ms(600), "it came with the others, before seven times 100 ms"
+
+
+def test_a_stream_is_read_beyond_what_is_read_ahead(served: Served) -> None:
+    sent = [bytes([number]) * 90_000 for number in range(40)]
+    held = threading.Event()
+
+    def requests() -> Iterator[bytes]:
+        yield from sent
+        held.set()
+
+    responses = served.channel.stream_stream("/t/echo")(requests(), timeout=60)
+    assert next(responses) == b"begin"
+    held.wait(0.2)  # all that fits on the way is on the way before the first is read
+    assert list(responses) == sent
 
 
 def test_a_stream_that_raises_ends_as_internal(served: Served, caplog: pytest.LogCaptureFixture) -> None:

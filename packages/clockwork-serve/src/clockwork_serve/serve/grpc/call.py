@@ -17,7 +17,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 import grpc
 
-from clockwork_serve.units import NS_PER_MS, NS_PER_S
+from clockwork_serve.units import NS_PER_S
 
 # ------------------------------------------------------------
 # Time limits for clients of open calls that send nothing.
@@ -66,7 +66,6 @@ class SilentCalls(Generic[Waiting]):
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 Failure = tuple[grpc.StatusCode, str, Metadata]
-AT_ONCE_NS: Final = 2 * NS_PER_MS  # a message that is read this soon after it was requested was there before
 NO_DEADLINE_S: Final = math.inf
 _DETAILS_MAX: Final = 2000
 _log = logging.getLogger(__name__)
@@ -118,14 +117,14 @@ It is called in the transport's own thread."""
 class GrpcCall(ABC):
     """A call, for the loop's thread. It ends once; after that, or once cancelled, replies are ignored.
 
-    ``arrival_ns`` is the arrival of the latest message. ``on_cancel`` is called if the client leaves or its
-    deadline passes. ``identity`` is what the server's access check made of the metadata. A transport
-    implements reading and sending, and reports by :meth:`open`, :meth:`handle_message`, :meth:`note_arrival`
-    and :meth:`cancel`.
+    ``arrival_ns`` is the arrival of the latest message: the only one, or the last that :meth:`receive`
+    returned. ``on_cancel`` is called if the client leaves or its deadline passes. ``identity`` is what the
+    server's access check made of the metadata. A transport implements reading and sending, and reports by
+    :meth:`open`, :meth:`handle_message`, :meth:`note_arrival` and :meth:`cancel`.
     """
 
     __slots__ = (
-        "_clock", "_message_ns", "_requested_ns", "_silence", "arrival_ns", "deadline_s", "identity",
+        "_clock", "_read_ns", "_silence", "arrival_ns", "deadline_s", "identity",
         "is_open", "metadata", "method", "on_cancel", "task",
     )  # fmt: skip
 
@@ -139,8 +138,7 @@ class GrpcCall(ABC):
         self.deadline_s = deadline_s
         self.arrival_ns = 0
         self._clock = clock
-        self._message_ns = clock()  # when it, or its last message, was read
-        self._requested_ns = 0  # when the next message was requested, if not from the start
+        self._read_ns = clock()  # when it, or the latest message, was read
         self._silence = silence
         self.is_open = True
         self.on_cancel: Callable[[], object] | None = None
@@ -160,7 +158,7 @@ class GrpcCall(ABC):
         """Seconds from the arrival of the latest message to the client's deadline; None if it has none."""
         if self.deadline_s == NO_DEADLINE_S:
             return None
-        return max(self.deadline_s - time.time() + (clock() - self._message_ns) / NS_PER_S, 0.0)
+        return max(self.deadline_s - time.time() + (clock() - self._read_ns) / NS_PER_S, 0.0)
 
     def metadatum(self, key: str) -> str | None:
         """The first value of that key; None if there is none."""
@@ -215,9 +213,8 @@ class GrpcCall(ABC):
         """The next message, or None if there are no more. One caller at a time."""
         if not self.is_open:
             return None
-        self._requested_ns = self._clock()
         self._silence.begin(self)
-        message = await self._next_message()
+        message, self.arrival_ns, self._read_ns = await self._next_message()
         self._silence.end(self)
         return message
 
@@ -240,13 +237,8 @@ class GrpcCall(ABC):
     # Reported by the transport. Nothing raises: a bug that one call triggers must not end all others.
 
     def note_arrival(self, arrival_ns: int, now_ns: int) -> None:
-        """A message was read, which arrived at ``arrival_ns`` or earlier. In the thread that reads it.
-
-        If it was there as soon as it was requested, it may have been waiting since the last one was read.
-        """
-        waited = self._requested_ns and now_ns - self._requested_ns < AT_ONCE_NS
-        self.arrival_ns = min(arrival_ns, self._message_ns) if waited else arrival_ns
-        self._message_ns = now_ns
+        """The only message, which had arrived by ``arrival_ns``, was read. In the thread that reads it."""
+        self.arrival_ns, self._read_ns = arrival_ns, now_ns
 
     def open(self) -> None:
         """The call began, and its method reads messages itself."""
@@ -292,8 +284,8 @@ class GrpcCall(ABC):
     # Implemented by a transport
 
     @abstractmethod
-    async def _next_message(self) -> bytes | None:
-        """Read a message, after :meth:`note_arrival` was called for it; None if there are no more."""
+    async def _next_message(self) -> tuple[bytes | None, int, int]:
+        """The next message (None if there are no more), when it had arrived, and when it was read."""
 
     @abstractmethod
     async def _send_message(self, message: bytes) -> None:

@@ -39,6 +39,7 @@ from clockwork_serve.serve.grpc.call import (
     SilentCalls,
     details,
 )
+from clockwork_serve.units import NS_PER_MS
 
 NEEDED: Final = {
     "CompletionQueue": ("poll", "shutdown"),
@@ -61,6 +62,11 @@ ACCEPTING: Final = 64
 """Calls that may begin between two rounds of the thread; the core queues more, as its options say."""
 EVENTS_MAX: Final = 64  # the most events that are passed to the loop at once
 LARGE_BYTES: Final = 64 * 1024  # of messages longer than this, one is handled in a turn of the loop
+AHEAD_BYTES: Final = 256 * 1024
+"""The most bytes of a stream's messages that are read before its method takes them. A message is dated when
+it is read, so it is read when it arrives; what exceeds this waits in the core, and in the client."""
+MESSAGE_BYTES: Final = 256  # what a message takes beside its content
+AT_ONCE_NS: Final = 2 * NS_PER_MS  # a message that is read this soon after it was requested was there before
 CHECK_S: Final = 30.0
 """Timeout of the check at start. It takes 20 ms, unless there is no free core, or grpcio is not as
 expected."""
@@ -216,9 +222,15 @@ class CoreTransport:
             if now_ns - arrivals.last_ns > GAP_NS:
                 arrivals.beat(now_ns)
             arrivals.last_ns = now_ns
-            awaited = call.method.on_open is None
-            call.note_arrival(arrivals.arrival_ns(now_ns, call.peer, awaited=awaited), now_ns)
-            self._events.append((_MESSAGE, call, event.batch_operations[0].message()))
+            message, ahead = event.batch_operations[0].message(), call.ahead
+            if ahead is None:
+                call.note_arrival(arrivals.arrival_ns(now_ns, call.peer, awaited=True), now_ns)
+            else:
+                awaited = not ahead.requested_ns
+                ahead.put(message, arrivals.arrival_ns(now_ns, call.peer, awaited=awaited), now_ns)
+                if message is not None and self.serving and ahead.reads_on():
+                    self._batches.append(call.reading())
+            self._events.append((_MESSAGE, call, message))
         elif kind is _SENT:
             self._events.append((_SENT, call, None))
         elif kind is _CLOSED:
@@ -320,10 +332,64 @@ def _reject(call: Any, aborted: Aborted) -> None:
     call.start_server_batch(operations, _WAKE)
 
 
+class ReadAhead:
+    """Messages of a stream that were read and not yet taken, with when they had arrived and were read.
+
+    The core's thread reads, the loop takes. Each is dated by the thread, which is seldom late: a method that
+    is busy with one message would date those behind it too late.
+    """
+
+    __slots__ = (
+        "_clock", "_lock", "_messages", "_paused", "_put_bytes", "_read_ns", "_taken_bytes", "requested_ns",
+    )  # fmt: skip
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self._clock = clock
+        self._messages: deque[tuple[bytes | None, int, int]] = deque()
+        self._read_ns = clock()  # when the latest was read
+        self._put_bytes = self._taken_bytes = 0  # each is counted by one thread
+        self._lock = threading.Lock()  # of whether it is paused
+        self._paused = False
+        self.requested_ns = 0  # when the next one was requested, if not as soon as the last one was read
+
+    def put(self, message: bytes | None, arrival_ns: int, now_ns: int) -> None:
+        """A message was read. One that was not requested may have waited since the last one was read."""
+        if self.requested_ns and now_ns - self.requested_ns < AT_ONCE_NS:
+            arrival_ns = min(arrival_ns, self._read_ns)
+        self._read_ns, self.requested_ns = now_ns, 0
+        self._put_bytes += MESSAGE_BYTES + len(message or b"")
+        self._messages.append((message, arrival_ns, now_ns))
+
+    def take(self) -> tuple[bytes | None, int, int] | None:
+        """The first of them; None if there is none."""
+        if not self._messages:
+            return None
+        found = self._messages.popleft()
+        self._taken_bytes += MESSAGE_BYTES + len(found[0] or b"")
+        return found
+
+    def reads_on(self) -> bool:
+        """Whether the thread requests the next one at once; else the loop does, once there is room."""
+        with self._lock:
+            self._paused = self._put_bytes - self._taken_bytes >= AHEAD_BYTES
+            return not self._paused
+
+    def resumes(self) -> bool:
+        """Whether the loop requests the next one now: there was no room for it before, and there is again."""
+        with self._lock:
+            if not self._paused or self._put_bytes - self._taken_bytes >= AHEAD_BYTES:
+                return False
+            self._paused = False
+            self.requested_ns = self._clock()
+            return True
+
+
 class CoreCall(GrpcCall):
     """A call of the core. Each batch that it submits to :class:`CoreTransport` ends with an event."""
 
-    __slots__ = ("_call", "_delivery", "_initial_metadata_sent", "_received", "_reply", "_sent", "_transport")
+    __slots__ = (
+        "_call", "_delivery", "_initial_metadata_sent", "_received", "_reply", "_sent", "_transport", "ahead",
+    )  # fmt: skip
 
     def __init__(
         self, transport: CoreTransport, event: Any, admitted: Admitted, silence: SilentCalls[GrpcCall]
@@ -340,16 +406,20 @@ class CoreCall(GrpcCall):
         self._initial_metadata_sent = False  # whether initial metadata were sent
         self._received: asyncio.Future[Any] | None = None
         self._sent: asyncio.Future[Any] | None = None
+        self.ahead = None if self.method.on_open is None else ReadAhead(transport.clock)  # of a stream
 
     def begin(self) -> bool:
         """Start the first batches, in the core's thread; whether the loop must be notified at once."""
         start = self._call.start_server_batch
         start((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), (_CLOSED, self))
-        if self.method.on_open is not None:
-            return True
-        self._silence.begin(self)
+        if self.ahead is None:
+            self._silence.begin(self)
         start((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), (_MESSAGE, self))
-        return False
+        return self.ahead is not None
+
+    def reading(self) -> tuple[Any, Operations, tuple[str, Any]]:
+        """The batch that reads the next message."""
+        return self._call, (cygrpc.ReceiveMessageOperation(_NO_FLAGS),), (_MESSAGE, self)
 
     def peer(self) -> str:
         """The client's address, as gRPC writes it."""
@@ -359,10 +429,10 @@ class CoreCall(GrpcCall):
     def on_event(self, kind: str, found: Any) -> None:
         """Handle an event in the loop."""
         if kind is _MESSAGE:
-            if self.method.on_open is None:
+            if self.ahead is None:
                 self.handle_message(found)
             else:
-                _finish(self._received, found)
+                _finish(self._received, None)
         elif kind is _CLOSED:
             self.cancel()
         elif kind is _SENT:
@@ -376,13 +446,13 @@ class CoreCall(GrpcCall):
         if delivery is not None:
             delivery.on_sent()
 
-    async def _next_message(self) -> bytes | None:
-        self._received = asyncio.get_running_loop().create_future()
-        self._start((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), _MESSAGE)
-        try:
-            found: bytes | None = await self._received
-        finally:
-            self._received = None  # which would keep the message
+    async def _next_message(self) -> tuple[bytes | None, int, int]:
+        assert self.ahead is not None
+        while (found := self.ahead.take()) is None:
+            self._received = asyncio.get_running_loop().create_future()
+            await self._received
+        if self.ahead.resumes():
+            self._transport.submit(*self.reading())
         return found
 
     async def _send_message(self, message: bytes) -> None:
