@@ -4,7 +4,8 @@ A client with its own clock measures each response. Whatever was late by that cl
 reported as good: not to the client (200), nor in the server's metrics. ``--part`` runs one part alone:
 
 - ``stops``: each process, and the whole server, stopped (SIGSTOP) at random under an ordinary load.
-- ``heavy``: the same load beside messages that take a gateway long to read.
+- ``tls``: the same, of stock clients over TLS: HTTPS, and streams of gRPC.
+- ``heavy``: the load of ``stops`` beside messages that take a gateway long to read.
 - ``hasty``: 240 clients that ask again at once after a refusal, 602 kB each, and a server on one core.
 - ``stuck``: see :mod:`benchmarks.stalls.stuck`.
 """
@@ -30,6 +31,7 @@ from typing import Any, Final
 
 import grpc
 import msgspec
+import trustme
 
 from benchmarks.stalls import stuck
 from benchmarks.stalls.clients import Plan, Seen
@@ -46,13 +48,13 @@ from harness.server import Server, started
 from harness.serving import read_metrics, total
 
 ROOT: Final = Path(__file__).parents[2]
-PARTS: Final = ("stops", "heavy", "hasty", "stuck")
+PARTS: Final = ("stops", "tls", "heavy", "hasty", "stuck")
 GOOD, REFUSED = "200", "429"
 LATE_MS: Final = 10.0
 COUNTED: Final = 0.99
 """What gRPC's core tells of too late to be sure that it was sent in time counts as late."""
 MODELS, SLOS_MS = 3, (50, 100, 200, 300)
-HTTP_PER_S, GRPC_PER_S = 80.0, 40.0
+HTTP_PER_S, GRPC_PER_S, STREAM_PER_S = 80.0, 40.0, 40.0
 STOP_S: Final = (0.1, 20.0)
 WHOLE: Final = "the whole server"
 HEAVY: Final = 20
@@ -69,10 +71,11 @@ TICK_MS: Final = 4.0
 class Player:
     """A client at work, in a process of its own."""
 
-    def __init__(self, plan: Plan, core: int | None = None) -> None:
+    def __init__(self, plan: Plan, core: int | None = None, *, stock: bool = False) -> None:
+        module = f"benchmarks.stalls.{'stock' if stock else 'clients'}"
         pinned = [] if core is None else ["taskset", "-c", str(core)]
         self._process = subprocess.Popen(
-            [*pinned, sys.executable, "-m", "benchmarks.stalls.clients", msgspec.json.encode(plan).decode()],
+            [*pinned, sys.executable, "-m", module, msgspec.json.encode(plan).decode()],
             cwd=ROOT, stdout=subprocess.PIPE,
         )  # fmt: skip
 
@@ -105,7 +108,7 @@ def ends(seen: Iterable[Seen]) -> Counter[str]:
 
 def judge_books(outcome: Outcome, part: str, server: Server, seen: list[Seen], *, whole: bool) -> None:
     """What the metrics say must be what the clients saw; ``whole``: nobody who counts was replaced."""
-    metrics = read_metrics(f"{server.http_url}/metrics", 10)
+    metrics = read_metrics(server.facts["metrics"], 10)
     received = total(metrics, "clockwork_requests_received_total")
     known = total(metrics, "clockwork_requests_total") + total(metrics, "clockwork_requests_open")
     outcome.judge(
@@ -141,14 +144,14 @@ def judge_lateness(outcome: Outcome, part: str, seen: dict[str, list[Seen]]) -> 
 
 
 @contextmanager
-def served(folder: Path, gateways: int) -> Iterator[Server]:
-    """A server of models that take 10 ms of a device that uses no core."""
+def served(folder: Path, gateways: int, **tls: str) -> Iterator[Server]:
+    """A server of models that take 10 ms of a device that uses no core. ``tls``: its certificate and key."""
     for model in range(MODELS):
         emulated(folder / "models", f"m{model}", {1: 10, 2: 12, 4: 16})
     config = ServerConfig(
         settings=Settings(
             repository=str(folder / "models"), http_port=0, grpc_port=0, metrics_port=0, gateways=gateways,
-            log_level="error",
+            log_level="error", **tls,
         ),
         store=StoreConfig(cache_dir=str(folder / "cache")),
         devices=(DeviceConfig(device="emulated:0", kind="emulated", memory_bytes=64 * MIB),),
@@ -158,13 +161,28 @@ def served(folder: Path, gateways: int) -> Iterator[Server]:
 
 
 def play(server: Server, seconds: float, seed: int) -> dict[str, Player]:
-    """Clients over both protocols."""
+    """Clients over both protocols, and a stock client's stream."""
     common: dict[str, Any] = {"models": MODELS, "floats": 4, "slos_ms": SLOS_MS}
     common |= {"seconds": seconds, "seed": seed}
+    http, grpc_address = server.address("http"), server.address("grpc")
+    stream = Plan(protocol="stream", address=grpc_address, per_s=STREAM_PER_S, **common)
     return {
-        "HTTP": Player(Plan(protocol="http", address=server.address("http"), per_s=HTTP_PER_S, **common)),
-        "gRPC": Player(Plan(protocol="grpc", address=server.address("grpc"), per_s=GRPC_PER_S, **common)),
+        "HTTP": Player(Plan(protocol="http", address=http, per_s=HTTP_PER_S, **common)),
+        "gRPC": Player(Plan(protocol="grpc", address=grpc_address, per_s=GRPC_PER_S, **common)),
+        "gRPC stream": Player(stream, stock=True),
     }
+
+
+def play_tls(server: Server, seconds: float, seed: int, authority: Path) -> dict[str, Player]:
+    """Stock clients over TLS."""
+    common: dict[str, Any] = {"models": MODELS, "floats": 4, "slos_ms": SLOS_MS, "authority": str(authority)}
+    common |= {"seconds": seconds, "seed": seed, "per_s": STREAM_PER_S}
+    return {
+        "HTTPS": Player(Plan(protocol="http", address=server.address("http"), **common), stock=True),
+        "gRPC stream, TLS": Player(
+            Plan(protocol="stream", address=server.address("grpc"), **common), stock=True
+        ),
+    }  # fmt: skip
 
 
 def judge_players(
@@ -179,20 +197,42 @@ def judge_players(
 
 def stops(outcome: Outcome, folder: Path, seconds: float, seed: int) -> None:
     """Each process and all of them, stopped for a while again and again."""
-    dice = random.Random(seed)
     with served(folder, gateways=2) as server:
         before = server.pids()
         players = play(server, seconds, seed)
-        end, count = time.monotonic() + seconds, 0
-        time.sleep(1.5)
-        targets = [*sorted(before), WHOLE]
-        longest_s = min(STOP_S[1], seconds / 15)
-        while time.monotonic() < end:
-            for_s = STOP_S[0] * (longest_s / STOP_S[0]) ** dice.random()
-            _stop(server, targets[count % len(targets)], for_s)
-            count += 1
-            time.sleep(dice.uniform(0.5, 2.0))
+        count = _stop_often(server, seconds, seed)
         judge_players(outcome, f"{count} stops", server, players, before=before)
+
+
+def stops_with_tls(outcome: Outcome, folder: Path, seconds: float, seed: int) -> None:
+    """The same with stock clients, to a server with a certificate."""
+    authority, names = trustme.CA(), ("ca.pem", "chain.pem", "key.pem")
+    certificate = authority.issue_cert("127.0.0.1")
+    folder.mkdir()
+    ca, chain, key = (folder / name for name in names)
+    authority.cert_pem.write_to_path(ca)
+    certificate.private_key_pem.write_to_path(key)
+    chain.write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
+    with served(folder, gateways=2, tls_certificate=str(chain), tls_key=str(key)) as server:
+        before = server.pids()
+        players = play_tls(server, seconds, seed, ca)
+        count = _stop_often(server, seconds, seed)
+        judge_players(outcome, f"{count} stops, TLS", server, players, before=before)
+
+
+def _stop_often(server: Server, seconds: float, seed: int) -> int:
+    """Stop each process in turn, for a time by chance; returns how often."""
+    dice = random.Random(seed)
+    end, count = time.monotonic() + seconds, 0
+    time.sleep(1.5)
+    targets = [*sorted(server.pids()), WHOLE]
+    longest_s = min(STOP_S[1], seconds / 15)
+    while time.monotonic() < end:
+        for_s = STOP_S[0] * (longest_s / STOP_S[0]) ** dice.random()
+        _stop(server, targets[count % len(targets)], for_s)
+        count += 1
+        time.sleep(dice.uniform(0.5, 2.0))
+    return count
 
 
 def _stop(server: Server, target: str, for_s: float) -> None:
@@ -318,6 +358,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="cw-") as folder:
         if "stops" in parts:
             stops(outcome, Path(folder) / "stops", 60 if given.short else 300, given.seed)
+        if "tls" in parts:
+            stops_with_tls(outcome, Path(folder) / "tls", 60 if given.short else 300, given.seed)
         if "heavy" in parts:
             heavy(outcome, Path(folder) / "heavy", given.seed)
         if "hasty" in parts:

@@ -44,7 +44,8 @@ _QUIET_AT: Final = 56
 class Plan(Struct, frozen=True, kw_only=True):
     """``connections`` in a closed loop that ask again ``retry_ms`` after a refusal; or ``per_s`` requests.
 
-    ``floats`` are in the model's input ``x``; the models are ``m0`` and so on.
+    ``floats`` are in the model's input ``x``; the models are ``m0`` and so on. ``authority``: the file of the
+    certificates' authority, where the server has TLS (stock clients only).
     """
 
     protocol: str
@@ -57,6 +58,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     connections: int = 0
     retry_ms: float = 1.0
     seed: int = 1
+    authority: str = ""
 
 
 class Seen(Struct, array_like=True):

@@ -178,6 +178,35 @@ def test_a_key_in_a_trailer_is_ignored(gateway: RunningGateway) -> None:
     assert ask(gateway, sent).status == 401
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ("Authorization: Bearer alpha", "Authorization: Bearer omega"),
+        ("Authorization: Bearer omega", "authorization: Bearer omega"),
+        ("x-api-key: alpha", "X-Api-Key: omega"),
+        (*OMEGA, "x-slo-ms: 1", "x-slo-ms: 1000"),
+        (*OMEGA, "Origin: http://a", "Origin: http://b"),
+    ],
+)
+def test_a_header_of_which_one_is_expected_may_not_come_twice(
+    gateway: RunningGateway, headers: tuple[str, ...]
+) -> None:
+    found = ask(gateway, post(INFER, IDENT_JSON, *headers))
+    assert (found.status, "more often" in found.json["error"]) == (400, True)
+    assert not gateway.controller.asks
+
+
+def test_metadata_of_which_one_is_expected_may_not_come_twice(gateway: RunningGateway) -> None:
+    with (
+        grpc.insecure_channel(gateway.grpc_url) as channel,
+        pytest.raises(grpc.RpcError) as caught,
+    ):
+        channel.unary_unary(f"/{INFERENCE_SERVICE}/RepositoryModelUnload")(
+            b"", metadata=(("authorization", "Bearer alpha"), ("authorization", "Bearer omega")), timeout=60
+        )
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 def test_stock_clients_send_keys_as_headers(gateway: RunningGateway) -> None:
     with closing(tritonclient.http.InferenceServerClient(gateway.http_url)) as client:
         headers = {"Authorization": "Bearer alpha"}

@@ -346,9 +346,9 @@ def test_an_unknown_method_is_unimplemented(served: Served) -> None:
 
 def test_an_invalid_message_is_an_error(served: Served) -> None:
     error = refused(lambda: served.ask("double", b"garbage"))
-    assert (error.code(), "/t/double" in error.details()) == (Code.INTERNAL, True)
+    assert (error.code(), "/t/double" in error.details()) == (Code.INVALID_ARGUMENT, True)
     assert refused(lambda: list(served.channel.stream_stream("/t/echo")(iter([b"garbage"])))).code() is (
-        Code.INTERNAL
+        Code.INVALID_ARGUMENT
     )
 
 

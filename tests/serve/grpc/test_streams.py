@@ -187,9 +187,21 @@ def test_an_invalid_message_ends_its_stream_only(
     call = channel.stream_stream(f"/{INFERENCE_SERVICE}/ModelStreamInfer")
     with pytest.raises(grpc.RpcError) as caught:
         list(call(iter([b"\xff\xff\xff"])))
-    assert caught.value.code() in {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     send(client, "ident", "mine")
     assert ends.get(timeout=60)[0].get_response().id == "mine"
+
+
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelReady", "ModelMetadata", "RepositoryModelLoad"])
+def test_a_text_that_is_not_utf_8_is_invalid(channel: Any, method: str) -> None:
+    name = b"\xff\xfe"
+    call = channel.unary_unary(f"/{INFERENCE_SERVICE}/{method}")
+    with pytest.raises(grpc.RpcError) as caught:
+        # The model's name is the first field, but of RepositoryModelLoad, where it is the second.
+        call(
+            (b"\x12" if method == "RepositoryModelLoad" else b"\x0a") + bytes([len(name)]) + name, timeout=60
+        )
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_a_stream_may_end_without_a_message(channel: Any) -> None:

@@ -231,8 +231,11 @@ class GrpcCall(ABC):
         except Aborted:
             raise
         except Exception:  # noqa: BLE001 - whatever a parser raises
-            text = f"{self.method.path}: expected a message of its request's type, found other bytes"
-            raise Aborted(grpc.StatusCode.INTERNAL, text) from None
+            text = (
+                f"{self.method.path}: expected a message of its request's type, with texts in UTF-8; "
+                "found other bytes"
+            )
+            raise Aborted(grpc.StatusCode.INVALID_ARGUMENT, text) from None
 
     # Reported by the transport. Nothing raises: a bug that one call triggers must not end all others.
 

@@ -60,6 +60,8 @@ _RIGHTS: Final[dict[str, Right | None]] = {
     **{f"/{HEALTH_SERVICE}/{name}": None for name in ("Check", "Watch")},
     **{f"/grpc.reflection.{v}.ServerReflection/ServerReflectionInfo": Right.INFER for v in ("v1", "v1alpha")},
 }
+_SINGLE: Final = ("authorization", "x-api-key", "origin", "x-slo-ms")
+"""Metadata that a call may have once, as :data:`~clockwork_serve.serve.http.exchange.SINGLE_HEADERS`."""
 
 
 def right_of(method: str) -> Right | None:
@@ -83,6 +85,10 @@ def access_check(access: AccessControl) -> AccessCheck:
             wrong = excess("max_head", settings.max_head)
         if wrong:
             raise Aborted(grpc.StatusCode.RESOURCE_EXHAUSTED, wrong)
+        names = [name for name, _ in metadata if name in _SINGLE]
+        if len(names) > len(set(names)):
+            text = f"metadata: expected each of {', '.join(_SINGLE)} once, found one more often"
+            raise Aborted(grpc.StatusCode.INVALID_ARGUMENT, text)
         right = right_of(path)
         if right is None or (access.keys is None and right is not Right.ADMIN):
             return ""

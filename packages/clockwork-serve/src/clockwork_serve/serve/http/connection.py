@@ -29,6 +29,7 @@ from clockwork_serve.serve.gateway.timing import AT_ONCE, DiscardedBody
 from clockwork_serve.serve.http.exchange import (
     BODY_OF_CONNECT,
     HEADERS_READ,
+    SINGLE_HEADERS,
     HttpExchange,
     Outbox,
     OutboxServer,
@@ -101,7 +102,7 @@ class HeadParser:
 
     def begin_head(self) -> None:
         """Reset for another request's head."""
-        self.url = self.plain_head = b""
+        self.url = self.plain_head = self.repeated = b""
         self.headers: dict[bytes, bytes] = {}
         self._header_count = self._header_bytes = 0
 
@@ -115,6 +116,8 @@ class HeadParser:
         self._header_bytes += len(name) + len(value)
         name = name.lower()
         if name in HEADERS_READ:
+            if name in self.headers and name in SINGLE_HEADERS:
+                self.repeated = name
             self.headers[name] = value
         elif name in TRACE_HEADERS:
             before = self.headers.get(name)
@@ -425,6 +428,8 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._queue.append(exchange)
         if wrong:
             self._refuse(431, wrong)
+        elif self.repeated:
+            self._refuse(400, f"header {self.repeated.decode()}: expected it once, found it more often")
         elif (denied := denial(self._server.access, exchange, headers)) is not None:
             self._refuse_with(denied)
         elif headers:

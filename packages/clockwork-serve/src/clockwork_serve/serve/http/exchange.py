@@ -41,6 +41,10 @@ HEADERS_READ: Final = frozenset(
      b"accept"}
 )  # fmt: skip
 """The headers that are read."""
+SINGLE_HEADERS: Final = frozenset(
+    {b"authorization", b"x-api-key", b"host", b"origin", b"x-slo-ms", b"inference-header-content-length"}
+)
+"""Those that a request may have once: of two, a proxy and this server might not heed the same one."""
 BODY_OF_CONNECT: Final = "method CONNECT: expected no body, found one; there is no tunnel here"
 """The parser treats such a body as the next request, which the client did not send as one."""
 _DIGITS_MAX: Final = 20
