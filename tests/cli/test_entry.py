@@ -49,7 +49,7 @@ sys.exit(run(sys.argv[1:]))
 
 @pytest.mark.parametrize(
     ("arguments", "extra"),
-    [(["demo", "--seconds", "5"], "demo"), (["bench", "--help"], "lab"), (["reproduce", "fig5"], "figures")],
+    [(["demo", "--seconds", "5"], "[demo]"), (["bench", "--help"], ""), (["reproduce", "fig5"], "[figures]")],
 )
 def test_where_the_laboratory_is_not_installed_its_commands_say_what_to_install(
     arguments: list[str], extra: str
@@ -59,9 +59,11 @@ def test_where_the_laboratory_is_not_installed_its_commands_say_what_to_install(
     helped = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
 
     assert ended.returncode == 2
-    assert ended.stderr.endswith(f"pip install 'clockwork-serve[{extra}]'\n")
+    assert ended.stderr.endswith(f"pip install './packages/clockwork-lab{extra}'\n")
     assert ended.stderr.startswith(f"error: {arguments[0]}: expected clockwork-lab")
-    assert f"Not installed: pip install 'clockwork-serve[{extra}]'." in " ".join(helped.stdout.split())
+    assert f"Not installed: pip install './packages/clockwork-lab{extra}', in a" in " ".join(
+        helped.stdout.split()
+    )
 
 
 @pytest.mark.parametrize(

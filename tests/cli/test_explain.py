@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from clockwork_serve.messages import Answer, Outcome, Reason
+from clockwork_serve.telemetry import Journal, refusals_path
 from tests.cli.commands import Cli, interrupted
 from tests.sim.overload import journal_of
 
@@ -52,6 +54,17 @@ def test_an_unknown_id_says_which_are_like_it(journal: str, cli: Cli) -> None:
     assert "r11111: expected a request that reached the controller" in shown
     assert "nearest: r" in shown
     assert "What a gateway refuses by itself" in shown
+
+
+def test_what_a_gateway_ended_by_itself_is_said(journal: str, cli: Cli) -> None:
+    answer = Answer(
+        request_id="g0-7", gateway="g0", outcome=Outcome.REJECTED, reason=Reason.QUEUE_FULL, message="full"
+    )
+    beside = Journal(refusals_path(Path(journal), "g0"))
+    beside.on_step(1, (), (answer,))
+    beside.close()
+    shown = cli("explain", journal, "g0-7", code=1).err
+    assert "g0-7: its gateway g0 ended it by itself (rejected: queue_full: full)" in shown
 
 
 @pytest.mark.parametrize(

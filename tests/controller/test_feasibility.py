@@ -107,11 +107,13 @@ def test_a_refusal_says_how_long_it_takes_and_by_how_much_it_would_miss() -> Non
     world.request("b", slo_ms=500)
     late, never = world.request("a", slo_ms=152), world.request("a", slo_ms=99)
     assert world.answers[late].message == (
-        "the deadline would be missed by 50.2 ms: it takes 100.0 ms, d0 is busy"
+        "the deadline would be missed by 50.2 ms: it takes 100.0 ms, d0 is busy for 100.2 ms, "
+        "and 2.0 ms of the SLO's 152.0 ms are kept for the way and delays"
     )
     assert world.answers[late].retry_after_ns == ms(50.2)
     assert world.answers[never].message == (
-        "the deadline cannot be met: it takes 100.0 ms, more than the time allowed"
+        "the deadline cannot be met: it takes 100.0 ms, "
+        "and 2.0 ms of the SLO's 99.0 ms are kept for the way and delays"
     )
 
 

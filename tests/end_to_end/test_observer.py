@@ -72,7 +72,7 @@ def test_it_follows_the_journal_in_memory_and_finds_requests(models: Path) -> No
         assert (run_dir / "journal").stat().st_mode & 0o777 == 0o600
         assert (run_dir / OBSERVER_SOCKET).stat().st_mode & 0o777 == 0o600
         told = ask(serving, ask="explain", request_id=name)
-        assert told["sentence"].startswith("Answered ")
+        assert told["sentence"].startswith("Its answer was ready ")
         assert told["devices"][0]["device"].startswith("emulated")
         page = serving.server.metrics_url.removesuffix("/metrics")
         with urllib.request.urlopen(f"{page}/live/explain?id={name}", timeout=60) as response:
@@ -110,7 +110,7 @@ def test_requests_do_not_notice_that_it_is_stopped_and_it_is_replaced(models: Pa
         for name in (before, asked(serving)):
             line = {"ask": "explain", "request_id": name, "if": ["priority=1"]}
             told = until("it explains", partial(ask, serving, **line), 60)
-            assert told["sentence"].startswith("Answered ")
+            assert told["sentence"].startswith("Its answer was ready ")
             assert told["changed"]["outcome"] == "ok"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.messages import Answer, Outcome, Request
+from clockwork_serve.messages import Answer, Outcome, Reason, Request
 from clockwork_serve.sim import explain as explanations
 from clockwork_serve.sim import remedies
 from clockwork_serve.sim.counterfactual import Change, PlayedScene, play
@@ -84,12 +84,35 @@ def test_an_answer_says_where_it_ran_and_what_was_planned(path: Path, ends) -> N
 
     told = explain(case_for(path, name))
 
-    assert told.sentence.startswith("Answered ")
+    assert told.sentence.startswith("Its answer was ready ")
     last = told.attempts[-1]
     assert last.started_ms is not None and last.ended_ms is not None
     assert abs(last.planned_end_ms - last.ended_ms) < 2
     assert last.started_ms < last.ended_ms <= told.after_ms
     assert [one.kind for one in told.remedies] == [RemedyKind.SLO]  # how short it could have been
+
+
+def test_an_answer_that_was_late_at_its_gateway_is_not_called_answered(path: Path, ends) -> None:
+    name = some(ends, Outcome.OK)
+    late = Answer(
+        request_id=name, gateway="g0", outcome=Outcome.EXPIRED, reason=Reason.LATE,
+        message="no answer by the deadline",
+    )  # fmt: skip
+
+    told = explain(case_for(path, name), instead=late)
+
+    assert (told.outcome, told.reason) == ("expired", "late")
+    assert told.sentence.startswith(
+        "Not answered in time (late): no answer by the deadline: its answer was ready "
+    )
+    assert told.sentence.endswith("and its gateway was late.")
+    assert not told.remedies, "no choice of the controller would have changed it"
+
+
+def test_no_slo_below_its_own_is_a_remedy(path: Path, ends) -> None:
+    case = case_for(path, some(ends, Outcome.OK))
+    case.good = False  # as if it had missed by luck: played again it is met
+    assert smallest_slo(case, 600 * NS_PER_MS, lambda: None) is None
 
 
 def test_the_smallest_slo_is_enough_and_two_percent_less_is_not(path: Path, ends) -> None:

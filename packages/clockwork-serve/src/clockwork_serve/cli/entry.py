@@ -38,10 +38,8 @@ FAILED = 1
 MISUSED = 2
 COMMAND_GROUP: Final = "clockwork_serve.commands"
 """Entry points of this group are commands of other packages: ``name = "module:command"``."""
-LABORATORY: Final = {
-    "demo": "clockwork-serve[demo]", "bench": "clockwork-serve[lab]", "reproduce": "clockwork-serve[figures]",
-}  # fmt: skip
-"""The commands of clockwork-lab, and the extra to install for each."""
+LABORATORY: Final = {"demo": "[demo]", "bench": "", "reproduce": "[figures]"}
+"""The commands of clockwork-lab, and its extra that each needs."""
 
 
 class Commands(click.Group):
@@ -87,12 +85,13 @@ def _loaded(entry: EntryPoint) -> click.Command:
     return found
 
 
-def _missing(name: str, what: str) -> click.Command:
+def _missing(name: str, extra: str) -> click.Command:
+    install = f"pip install './packages/clockwork-lab{extra}'"
     return _failing(
         name,
         f"{name}: expected clockwork-lab, which has this command, to be installed; found none; "
-        f"pip install '{what}'",
-        f"Not installed: pip install '{what}'.",
+        f"in a clone of Clockwork Serve's repository: {install}",
+        f"Not installed: {install}, in a clone.",
     )
 
 

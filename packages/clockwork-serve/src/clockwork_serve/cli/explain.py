@@ -14,6 +14,7 @@ from clockwork_serve.errors import ClockworkError, ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from clockwork_serve.messages import Answer
     from clockwork_serve.sim.explain import Explanation
     from clockwork_serve.sim.survey import SurveyReport
 
@@ -109,6 +110,7 @@ def _one(
     from clockwork_serve.sim.explain import case_in, cases_of
     from clockwork_serve.sim.explain import explain as explained
     from clockwork_serve.sim.history import History, folder_of
+    from clockwork_serve.telemetry import gateway_answer
 
     def told(done: int) -> None:
         tell(done)
@@ -119,15 +121,19 @@ def _one(
         cases = iter(() if found is None else (found,))
     else:
         cases = cases_of(path, {request_id}, tell=told)
+    instead = gateway_answer(path, request_id)
     for case in cases:
         if tenant is None or case.request.tenant == tenant:
-            return explained(case, viewer=tenant, changes=changes, check=check)
-    raise NotFound(_not_found(path, request_id, tenant))
+            return explained(case, viewer=tenant, changes=changes, check=check, instead=instead)
+    raise NotFound(_not_found(path, request_id, tenant, instead))
 
 
-def _not_found(path: Path, request_id: str, tenant: str | None) -> str:
+def _not_found(path: Path, request_id: str, tenant: str | None, answer: Answer | None) -> str:
     from clockwork_serve.sim.survey import nearest_ids
 
+    if answer is not None and tenant is None:  # a gateway's answer does not say whose request it was
+        why = ": ".join(part for part in (str(answer.outcome), str(answer.reason), answer.message) if part)
+        return f"{request_id}: its gateway {answer.gateway} ended it by itself ({why})"
     near = [] if tenant is not None else nearest_ids(path, request_id)
     like = f"nearest: {', '.join(near)}" if near else "none is like it"
     whose = "" if tenant is None else f" of tenant {tenant}"

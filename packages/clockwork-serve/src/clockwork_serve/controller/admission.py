@@ -54,6 +54,8 @@ response planned for the last moment is late if anything is slower than planned,
 lane as busy."""
 FIT: Final = 8
 """A batch fits an SLO if it leaves this part (1 / ``FIT``) of it over."""
+WORTH_SAYING_NS: Final = NS_PER_MS // 20
+"""A time from which a message says it, in tenths of a millisecond."""
 FRESH_NS: Final = 10 * NS_PER_MS
 """A pace that is older than this is computed again."""
 
@@ -150,8 +152,7 @@ class Admission(Record):
         # A batch less one waits even without a backlog: the policy chooses by which batches can be filled.
         before = ahead + 1 if model.batch == 1 else ahead + 1 - model.batch
         shortage_ns = start_ns + before * model.pace_ns - due_ns
-        missed_by = f"{shortage_ns / NS_PER_MS:.1f} ms"
-        message = f"the deadline would be missed by {missed_by}: {ahead} requests are due before it"
+        message = f"the deadline would be missed by {_ms(shortage_ns)}: {ahead} requests are due before it"
         if shortage_ns <= 0 and max(self._belief.waiting_by_class, default=0) <= urgency:
             shortage_ns = self._too_old_by_ns(request, model, now_ns)
             message = "every device is busy, until it is too late for a batch worth its time"
@@ -207,7 +208,7 @@ class Admission(Record):
         if finish is None:
             return None
         given_ns = due_ns + self._belief.slack_ns - query.arrival_ns
-        return self._miss(queue, finish, due_ns, given_ns, now_ns)
+        return self._miss(queue, query, finish, due_ns, given_ns, now_ns)
 
     def recheck(self, now_ns: int) -> bool:
         """Reject every infeasible head of the queues to recheck; true if the policy is to schedule again.
@@ -247,7 +248,7 @@ class Admission(Record):
             return Verdict(Outcome.REJECTED, Reason.NOT_SERVING, message)
         given_ns = head.slo_ns - head.request.way_ns
         self._feasibility.reset_estimates(queue, finish, head.due_ns, given_ns, now_ns)
-        return self._miss(queue, finish, head.due_ns, given_ns, now_ns)
+        return self._miss(queue, head.request, finish, head.due_ns, given_ns, now_ns)
 
     def judge(self, now_ns: int) -> bool:
         """Reject requests whose verdict is due and that no plan has room for, though each may be feasible.
@@ -280,14 +281,19 @@ class Admission(Record):
         )  # fmt: skip
         self._belief.recheck(queue)
 
-    def _miss(self, queue: Queue, finish: EarliestFinish, due_ns: int, given_ns: int, now_ns: int) -> Verdict:
+    def _miss(
+        self, queue: Queue, asked: Request | AdmissionQuery, finish: EarliestFinish, due_ns: int,
+        given_ns: int, now_ns: int,
+    ) -> Verdict:  # fmt: skip
         """The verdict on an infeasible request; each client that may return has a retry slot.
 
         There is no advice if no request with ``given_ns`` to its deadline is ever feasible.
         """
-        needs = f"it takes {finish.rest_ns / NS_PER_MS:.1f} ms"
+        needs = f"it takes {_ms(finish.rest_ns)}"
+        slo_ns, kept_ns = asked.deadline_ns - asked.arrival_ns, asked.deadline_ns - due_ns
+        kept = f"{_ms(kept_ns)} of the SLO's {_ms(slo_ns)} are kept for the way and delays"
         if finish.rest_ns + self._belief.slack_ns > given_ns:
-            message = f"the deadline cannot be met: {needs}, more than the time allowed"
+            message = f"the deadline cannot be met: {needs}, and {kept}"
             return Verdict(Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, message)
         shortage_ns, device = finish.end_ns - due_ns, finish.device
         code = device.codes.get(queue.model.code_id) if finish.lane is device.exec else None
@@ -295,8 +301,12 @@ class Admission(Record):
             finish.rest_ns if code is None else usual_cost_ns(code.batches(queue.signature, queue.sizes))
         )
         slot_ns = device.retry_slots.slot_ns(now_ns + shortage_ns, cost_ns, now_ns)
-        missed_by = f"{shortage_ns / NS_PER_MS:.1f} ms"
-        message = f"the deadline would be missed by {missed_by}: {needs}, {device.name} is busy"
+        wait_ns = finish.end_ns - finish.rest_ns - now_ns
+        if wait_ns >= WORTH_SAYING_NS:
+            why = f"{device.name} is busy for {_ms(wait_ns)}"
+        else:
+            why = f"{_ms(now_ns - asked.arrival_ns)} are over"
+        message = f"the deadline would be missed by {_ms(shortage_ns)}: {needs}, {why}, and {kept}"
         return Verdict(Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, message, slot_ns - now_ns)
 
     # A summary for gateways: what queries would find infeasible, without a query for each request
@@ -314,3 +324,8 @@ class Admission(Record):
                 if soonest is not None:
                     found[key] = soonest
         return found
+
+
+def _ms(duration_ns: int) -> str:
+    """A duration as messages say it."""
+    return "less than 0.1 ms" if duration_ns < WORTH_SAYING_NS else f"{duration_ns / NS_PER_MS:.1f} ms"

@@ -100,6 +100,10 @@ _code_profiles: Final = msgspec.json.Decoder(CodeProfile, strict=False)
 msgspec.json.Decoder(ProfileFile)  # for TOML there is none to keep; msgspec caches what it knows of the type
 
 
+BACKENDS: Final = ("onnx", "torch", "emulated")
+"""A Python model is a program, whose duration and outputs no profile knows: it is not answered with zeros."""
+
+
 class EmulatedDevice:
     """Occupies a lane for the durations of a profile; outputs are zeros of the right shape."""
 
@@ -114,7 +118,8 @@ class EmulatedDevice:
         self._thread = threading.local()
         self._ready = PreparedCodes[tuple[Code, Profile]](config.device)
         self._layouts: dict[tuple[str, int], tuple[list[TensorRef], int]] = {}  # by code and rows of a call
-        self.spec = config.spec(device_kind(config), config.memory_bytes // config.page_bytes)
+        pages = config.memory_bytes // config.page_bytes
+        self.spec = config.spec(device_kind(config), pages, backends=BACKENDS)
 
     def prepare(self, code: Code) -> None:
         """Read the code's durations."""

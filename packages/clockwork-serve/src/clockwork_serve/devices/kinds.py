@@ -14,6 +14,7 @@ from typing import Final
 from msgspec import Struct
 
 from clockwork_serve.devices.base import DeviceConfig
+from clockwork_serve.devices.emulated import BACKENDS as EMULATED
 from clockwork_serve.devices.emulated import device_kind
 from clockwork_serve.errors import ConfigError
 
@@ -21,9 +22,9 @@ BACKENDS: Final[dict[str, tuple[str, ...]]] = {
     "cpu": ("onnx", "python"),
     "torch-cpu": ("torch",),
     "cuda": ("torch",),
-    "emulated": (),
+    "emulated": EMULATED,
 }
-"""By kind of device: the backends of the codes that it runs; none named, any."""
+"""By kind of device: the backends of the codes that it runs."""
 
 _MAJOR: Final = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR; MINOR is the next
 
@@ -37,8 +38,7 @@ class Gpu(Struct, frozen=True, kw_only=True):
 
 def runs(config: DeviceConfig, backend: str) -> bool:
     """Whether a device can run codes of a backend."""
-    backends = BACKENDS.get(config.kind, ())
-    return not backends or backend in backends
+    return backend in BACKENDS[config.kind]
 
 
 def ordinal_of(device: str) -> int:

@@ -298,19 +298,23 @@ def case_in(
 
 def explain(
     case: RequestCase, *, viewer: str | None = None, changes: Sequence[str] = (),
-    check: Callable[[], None] = lambda: None,
+    check: Callable[[], None] = lambda: None, instead: Answer | None = None,
 ) -> Explanation:  # fmt: skip
-    """Explain a request. ``viewer``: the tenant that is told; of others it sees no names.
+    """Explain a request. ``viewer``: the tenant that reads it; of others it sees no names.
+
+    ``instead`` is what the client got in place of the controller's answer, which was late at its gateway.
 
     With ``changes``, how it would have gone with them (``changes.asked_change``) is told, in place of
     remedies. ``check`` is called now and then, and may raise. Raises :class:`ConfigError` for changes that
     cannot be.
     """
-    story = _Story(case, viewer)
+    story = _Story(case, viewer, instead)
     if changes:
         return story.told([], story.changed(asked_change(case, changes, viewer), check))
     ended = None if story.answer is None else story.answer.outcome
-    remedies = [] if ended in {Outcome.CANCELLED, Outcome.INVALID} else _remedies(case, check)
+    # What a gateway was late with, no choice of the controller would have changed.
+    settled = instead is not None or ended in {Outcome.CANCELLED, Outcome.INVALID}
+    remedies = [] if settled else _remedies(case, check)
     return story.told([story.tried(one) for one in remedies])
 
 
@@ -327,8 +331,8 @@ def _remedies(case: RequestCase, check: Callable[[], None]) -> Iterator[Remedy]:
 class _Story:
     """What happened to a request, in sentences."""
 
-    def __init__(self, case: RequestCase, viewer: str | None) -> None:
-        self._case, self._viewer = case, viewer
+    def __init__(self, case: RequestCase, viewer: str | None, instead: Answer | None) -> None:
+        self._case, self._viewer, self._instead = case, viewer, instead
         self._request = request = case.request
         self._origin_ns = request.arrival_ns
         self._mine = {
@@ -553,12 +557,18 @@ class _Story:
             last = self._attempts[-1] if self._attempts else None
             where = "" if last is None else f", on {last.device} in a batch of {last.requests}"
             cold = ", once its weights were loaded" if answer.cold else ""
-            return f"Answered {after}{where}{cold}; its SLO was {slo}."
+            ready = f"ts answer was ready {after}{where}{cold}; its SLO was {slo}"
+            if self._instead is None:
+                return f"I{ready}."
+            return (
+                f"{_ENDED[self._instead.outcome]}{_why(self._instead)}: i{ready}, and its gateway was late."
+            )
         return f"{_ENDED[answer.outcome]} {after}{_why(answer)}; its SLO was {slo}."
 
     def told(self, tried: list[Tried], changed: Changed | None = None) -> Explanation:
         """The whole."""
         request, answer = self._request, self.answer
+        ended = self._instead or answer
         views = [self._view(one) for one in self._outlooks]
         helped = [one.text for one in tried if one.helps]
         may_help = [one.text for one in tried if not one.helps and one.chance >= UNLIKELY]
@@ -590,17 +600,17 @@ class _Story:
         return Explanation(
             request_id=request.request_id, model=request.model, tenant=request.tenant,
             priority=request.priority or USUAL_PRIORITY, slo_ms=to_ms(request.slo_ns),
-            outcome="open" if answer is None else str(answer.outcome),
-            reason="" if answer is None else str(answer.reason),
-            message="" if answer is None else answer.message, after_ms=self._ms(self.answered_ns),
+            outcome="open" if ended is None else str(ended.outcome),
+            reason="" if ended is None else str(ended.reason),
+            message="" if ended is None else ended.message, after_ms=self._ms(self.answered_ns),
             sentence=lines[0], devices=tuple(views), attempts=tuple(self._attempts), remedies=tuple(tried),
             changed=changed, lines=tuple(lines),
         )  # fmt: skip
 
 
 _ENDED: Final = {
-    Outcome.REJECTED: "Refused", Outcome.EXPIRED: "Not answered in time, told so",
-    Outcome.CANCELLED: "Cancelled", Outcome.FAILED: "Failed", Outcome.INVALID: "Invalid, told so",
+    Outcome.REJECTED: "Refused", Outcome.EXPIRED: "Not answered in time",
+    Outcome.CANCELLED: "Cancelled", Outcome.FAILED: "Failed", Outcome.INVALID: "Invalid",
 }  # fmt: skip
 _RESTS: Final = {
     RECORDED: "what was recorded", NEARBY: "what was measured nearby",

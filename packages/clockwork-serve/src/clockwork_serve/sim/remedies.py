@@ -147,7 +147,10 @@ class _SloSearch:
     def find(self) -> int | None:
         """The smallest SLO from which on it is met, rounded up by about 1 %."""
         slo_ns = self._case.request.slo_ns
-        low_ns, high_ns = (LEAST_SLO_NS, slo_ns) if self.met(slo_ns) else (slo_ns, None)
+        met = self.met(slo_ns)
+        if met and not self._case.good:
+            return None  # played again it is met as it was: a shorter SLO than its own is no advice
+        low_ns, high_ns = (LEAST_SLO_NS, slo_ns) if met else (slo_ns, None)
         if high_ns is not None:
             low_ns = self._bad_below(high_ns)
         for _ in range(SEARCHES_MAX):

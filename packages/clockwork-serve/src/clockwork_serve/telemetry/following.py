@@ -17,7 +17,17 @@ import zstandard
 from msgspec import Struct, structs
 
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.telemetry.journal import HEADER, LENGTH, Header, JournalHead, Step, Torn, journal_files
+from clockwork_serve.messages import Answer
+from clockwork_serve.telemetry.journal import (
+    HEADER,
+    LENGTH,
+    Header,
+    JournalHead,
+    Step,
+    Torn,
+    journal_files,
+    refusals_beside,
+)
 
 _ARRAY: Final = 0x9  # how the first byte of a step begins: a short array of msgpack
 _LISTINGS: Final = 20  # looks at a journal's files until two agree: they are renamed one after the other
@@ -232,6 +242,19 @@ def read_journal(path: Path) -> Iterator[Step]:
     Raises :class:`ConfigError` where a file is no journal.
     """
     return (record for _, record in read_records(path) if type(record) is Step)
+
+
+def gateway_answer(path: Path, request_id: str) -> Answer | None:
+    """What a gateway answered by itself, by what it kept beside the journal at ``path``; None if nothing.
+
+    Either its request never reached the controller, or the controller's answer was late at the gateway.
+    """
+    for beside in refusals_beside(path):
+        for step in read_journal(beside):
+            for effect in step.effects:
+                if isinstance(effect, Answer) and effect.request_id == request_id:
+                    return effect
+    return None
 
 
 def read_records(path: Path) -> Iterator[tuple[int, JournalHead | Step | Torn]]:

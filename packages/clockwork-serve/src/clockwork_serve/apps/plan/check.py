@@ -222,7 +222,7 @@ def measured_ends(
     except ModuleNotFoundError:
         raise ConfigError(
             "check: expected clockwork-lab, which sends requests, to be installed; found none; "
-            "pip install 'clockwork-serve[lab]'"
+            "in a clone of Clockwork Serve's repository: pip install ./packages/clockwork-lab"
         ) from None
     options = plan.Options(url=url, seed=seed, traces=traces, headers=tuple(headers), ca=ca)
     load: Any = plan.make_plan(scenario, options)

@@ -174,7 +174,8 @@ RUNS_MAX: Final = 50
 BATCH_TIME_NS: Final = 300 * NS_PER_MS
 """How long one batch size is measured; a batch that takes longer is run once."""
 EXTRAPOLATE_NS: Final = 2 * NS_PER_S
-"""A batch expected to take longer is not run, but extrapolated: no scheduler would choose it."""
+"""A batch expected to take longer is extrapolated, not run, once two sizes were run: they show what one row
+more takes, which may be nothing, however slow the model."""
 LOADS: Final = 3
 REFUSED_NS: Final = 50 * NS_PER_MS
 """The assumed duration of a row if the model refuses all inputs tried; estimates correct it while serving."""
@@ -281,7 +282,7 @@ class _Measurement:
 
     def _measure(self, batch: int, fills: tuple[Fill, ...] | None, batches: _Batches) -> None:
         expected_ns = batches.expected_ns(batch)
-        if fills is None or (batch > 1 and expected_ns > EXTRAPOLATE_NS):
+        if fills is None or (len(batches.infer_ns) > 1 and expected_ns > EXTRAPOLATE_NS):
             batches.add(batch, expected_ns)
             return
         durations: list[int] = []
@@ -370,11 +371,15 @@ class _Batches:
             table.update(ascending)
 
     def expected_ns(self, batch: int) -> int:
-        """The duration in proportion to the largest batch so far: an estimate that few batches exceed."""
+        """The duration by the two largest batches so far; in proportion to the largest, if it is alone."""
         if not self.infer_ns:
             return self.row_ns * batch
-        largest = max(self.infer_ns)
-        return self.infer_ns[largest] * batch // largest
+        *others, largest = sorted(self.infer_ns)
+        largest_ns = self.infer_ns[largest]
+        if not others:
+            return largest_ns * batch // largest
+        more_ns = max(0, largest_ns - self.infer_ns[others[-1]])
+        return largest_ns + more_ns * (batch - largest) // (largest - others[-1])
 
 
 def measured_sizes(code: Code) -> tuple[int, ...]:

@@ -55,7 +55,7 @@ from clockwork_serve.serve.supervisor.processes import Supervisor, crashed, laun
 from clockwork_serve.serve.supervisor.run_dir import Ports, RunDir, addresses
 from clockwork_serve.serve.transport import SOCKET_NAME
 from clockwork_serve.store import opened
-from clockwork_serve.telemetry import Counters
+from clockwork_serve.telemetry import Counters, Journal
 from clockwork_serve.telemetry.counters import WANTED_FILE
 
 __all__ = ["RunningServer", "Server", "ServerConfig", "StartError", "StartProgress", "run", "running_server"]
@@ -133,6 +133,8 @@ class Server:
         Raises :class:`ClockworkError` if nothing can be served, or a process keeps failing.
         """
         await self._loader.find_all()
+        if (journal := self.settings.journal_path(str(self.run_dir))) is not None:
+            Journal(journal).close()  # a path that cannot be written ends the start, not a process later
         self._link.start()
         self._run(self.quotas.keep_fresh(self._link.send))
         self._run(end_unconnected_workers(self.supervisor, self.state))
