@@ -86,17 +86,41 @@ def test_populating_touches_every_page_and_keeps_what_is_there(monkeypatch, advi
     mapping.close()
 
 
-def test_a_large_arena_is_populated_beside_the_work_and_can_be_closed_meanwhile(monkeypatch):
-    monkeypatch.setattr(arenas, "AT_ONCE", 1 << 20)
+def test_an_arena_is_touched_from_the_bottom_as_far_as_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(arenas, "STEP", 1 << 20)
+    arena = Arena(64 << 20, PAGE)
+    memory = arena.view(Extent(0, arena.pages), 64 << 20)
+    arena.touch(5 << 20)
+    arena.touch(3 << 20)
+    arena.wait_resident()
+    assert 5 << 20 <= resident(memory) <= 12 << 20, (
+        "in steps of 4 MiB, and of what the kernel has for huge pages"
+    )
+    arena.touch(1 << 40)
+    arena.wait_resident()
+    assert resident(memory) >= 64 << 20
+    arena.close()
+
+
+def test_an_arena_is_touched_beside_the_work_and_can_be_closed_meanwhile(monkeypatch):
     monkeypatch.setattr(arenas, "STEP", 1 << 20)
     arena = Arena(16 << 20, PAGE)
+    arena.touch(16 << 20)
     arena.view(Extent(2040, 1), PAGE)[:] = 9
     arena.wait_resident()
-    assert resident(arena.view(Extent(0, 2048), 16 << 20)) >= 16 << 20
     assert (arena.view(Extent(2040, 1), PAGE) == 9).all()
     arena.close()
     for _ in range(5):
-        Arena(16 << 20, PAGE).close()
+        made = Arena(16 << 20, PAGE)
+        made.touch(16 << 20)
+        made.close()
+
+
+def test_an_old_kernel_touches_everything_at_once(monkeypatch):
+    monkeypatch.setattr(arenas, "POPULATE_WRITE", 12345)
+    arena = Arena(16 << 20, PAGE)
+    assert resident(arena.view(Extent(0, arena.pages), 16 << 20)) >= 16 << 20
+    arena.close()
 
 
 def test_a_scratch_area_gives_only_what_it_has():

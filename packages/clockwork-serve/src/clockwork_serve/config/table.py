@@ -292,7 +292,8 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     )] = (DeviceChoice("cpu:0", "cpu"),)
     device_memory: Annotated[int | float, Setting(
         size_or_share(MIB),
-        "memory for weights, per device; for GPUs also a share of free memory, by default 80%",
+        "the most memory for weights, per device; a CPU device touches what its models need. For GPUs also a "
+        "share of free memory, by default 80%",
         WORKER, "1GB",
     )] = 10**9
     page_size: Annotated[int, Setting(

@@ -62,6 +62,7 @@ class Accelerator:
     def arena(self, nbytes: int) -> Tensor:
         """Allocate all memory for weights, once; a DeviceError says which setting to change if it fails."""
         arena = Arena(nbytes, mmap.PAGESIZE)
+        arena.touch(nbytes)
         self._areas.append(arena)
         return torch.from_numpy(arena.view(Extent(0, arena.pages), nbytes))
 

@@ -20,20 +20,21 @@ Bytes = npt.NDArray[np.uint8]
 
 POPULATE_WRITE: Final = 23
 """MADV_POPULATE_WRITE (Linux 5.14): the kernel touches the pages, 1 GiB in 0.25-0.35 s (filling: 0.9 s)."""
-AT_ONCE: Final = 128 * MIB
-"""Bytes touched before the arena is used; the rest is touched in the background, in steps.
-
-A virtual machine that gets memory from its host for the first time took up to 3 s for 1 GiB, which a
-restarted worker must not wait for. A LOAD into pages that are not touched yet is correct, but slower.
-"""
 STEP: Final = 16 * MIB
+"""Bytes touched at a time, in the background. A LOAD into pages that are not touched yet is correct, but
+slower: a virtual machine that gets memory from its host for the first time took up to 3 s for 1 GiB."""
+ROUND: Final = 4 * MIB  # what is touched ends at a multiple of this
 
 
 class Arena:
-    """``pages`` pages of ``page_bytes``, all resident soon; an extent of them is a numpy view."""
+    """``pages`` pages of ``page_bytes``, all reserved; an extent of them is a numpy view.
+
+    Resident are the first ones, as many as :meth:`touch` was asked for: the controller gives the lowest
+    pages away first.
+    """
 
     def __init__(self, memory_bytes: int, page_bytes: int) -> None:
-        """Map and touch the memory; DeviceError if the sizes are invalid or the host lacks memory."""
+        """Map the memory; DeviceError if the sizes are invalid or the host lacks memory."""
         check_page_size(page_bytes, 256 * KIB)
         if memory_bytes < page_bytes:
             raise DeviceError(
@@ -45,15 +46,23 @@ class Arena:
         self._mapping = reserve(self.pages * page_bytes, "memory_bytes")
         self._bytes: Bytes = np.frombuffer(self._mapping, dtype=np.uint8)
         self._closing = threading.Event()
-        self._populating: threading.Thread | None = None
-        if not populate(self._bytes[:AT_ONCE]):
-            populate(self._bytes[AT_ONCE:])
-        elif len(self._bytes) > AT_ONCE:
-            rest = self._bytes[AT_ONCE:]
-            self._populating = threading.Thread(
-                target=self._populate, args=(rest,), name="populate-arena", daemon=True
-            )
-            self._populating.start()
+        self._lock = threading.Lock()  # of what follows
+        self._touched = self._wanted = 0
+        self._touching: threading.Thread | None = None
+        if not populate(self._bytes[: mmap.PAGESIZE]):  # an old kernel cannot while others write
+            populate(self._bytes)
+            self._touched = self._wanted = len(self._bytes)
+
+    def touch(self, nbytes: int) -> None:
+        """Make the first ``nbytes`` resident, in the background. For any thread."""
+        end = min(len(self._bytes), -(-nbytes // ROUND) * ROUND)
+        with self._lock:
+            if end <= self._wanted:
+                return
+            self._wanted = end
+            if self._touching is None:
+                self._touching = threading.Thread(target=self._touch, name="touch-arena", daemon=True)
+                self._touching.start()
 
     def view(self, extent: Extent, nbytes: int) -> Bytes:
         """The first ``nbytes`` of an extent, writable; DeviceError if they are not all inside it."""
@@ -64,10 +73,10 @@ class Arena:
         return self.view(Extent(page, max(1, -(-nbytes // self.page_bytes))), nbytes)
 
     def wait_resident(self) -> None:
-        """Wait until every page is resident: for measurements."""
-        if self._populating is not None:
-            self._populating.join()
-            self._populating = None
+        """Wait until all that was asked for is resident: for measurements."""
+        touching = self._touching
+        if touching is not None:
+            touching.join()
 
     def close(self) -> None:
         """Free the memory, now or when its last view is deleted."""
@@ -77,11 +86,15 @@ class Arena:
         with contextlib.suppress(BufferError):
             self._mapping.close()
 
-    def _populate(self, rest: Bytes) -> None:
-        for start in range(0, len(rest), STEP):
-            if self._closing.is_set():
-                return
-            populate(rest[start : start + STEP])
+    def _touch(self) -> None:
+        while True:
+            with self._lock:
+                start, end = self._touched, min(self._touched + STEP, self._wanted)
+                if start == end or self._closing.is_set():
+                    self._touching = None
+                    return
+            populate(self._bytes[start:end])
+            self._touched = end
 
 
 class Scratch:

@@ -54,6 +54,7 @@ from clockwork_serve.messages import (
     Code,
     Infer,
     Load,
+    Model,
     OnnxIndex,
     TensorRef,
     TensorSpec,
@@ -455,6 +456,8 @@ class CpuDevice:
             "python": PythonBackend(config, self._arena),
         }
         self._backend_by_code = PreparedCodes[Backend](config.device)
+        self._expected: dict[str, int] = {}  # by known model, the pages that its weights take
+        self._expected_pages = 0
         self.spec = config.spec(
             "cpu", self._arena.pages, backends=tuple(self._backends), lanes_share=config.lanes_share
         )
@@ -479,6 +482,13 @@ class CpuDevice:
     def load(self, action: Load) -> int:
         """Load with the code's backend."""
         return self._backend_by_code[action.code_id].load(action)
+
+    def expect(self, model: Model) -> None:
+        """A model may be loaded: touch as much memory as all that are known take together, and no more."""
+        pages = self.spec.pages_of(model.weights.size)
+        self._expected_pages += pages - self._expected.get(model.key, 0)
+        self._expected[model.key] = pages
+        self._arena.touch(self._expected_pages * self.spec.page_bytes)
 
     def verify(self, weights: Weights) -> None:
         """Verify a weights file before it is needed; thread-safe."""

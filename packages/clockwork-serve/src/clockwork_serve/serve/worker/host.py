@@ -105,6 +105,9 @@ class WorkerHost:
         self._counting = {
             name: count for name, device in devices.items() if (count := getattr(device, "counters", None))
         }
+        self._expecting = [
+            expect for device in devices.values() if (expect := getattr(device, "expect", None))
+        ]
         self._specs = tuple(device.spec for device in devices.values())
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
@@ -220,6 +223,8 @@ class WorkerHost:
                     events.append(frame)
                 case ModelAdded():
                     self.verifier.add(frame.model.weights)
+                    for expect in self._expecting:
+                        expect(frame.model)
                 case Beat():
                     link.send(frame)
                 case TensorsOffered():
