@@ -31,6 +31,7 @@ SHORT: dict[str, tuple[str, ...]] = {
     "faults": ("--short",),
     "failover": ("--short",),
     "hostile": ("--seconds", "60"),
+    "footprint": (),
     "start": ("--models", "150"),
     "many_models": ("--models", "200", "--held", "20", "--idle-seconds", "10"),
     "device_lane_time": ("--seconds", "0.5"),
