@@ -162,6 +162,13 @@ def test_long_batches_are_run_once_and_longer_ones_not_at_all() -> None:
     assert device.runs == {1: 2, 2: 1}, "twice for batch 1: to learn that it takes these inputs"
 
 
+def test_a_slow_model_whose_batches_take_no_longer_is_measured_in_all_sizes() -> None:
+    device = TimedDevice(lambda batch: 1500 * NS_PER_MS)
+    found = profile(device, code(1, 2, 4, 8), model(), device.clock).profile
+    assert found.infer_ns == dict.fromkeys((1, 2, 4, 8), 1500 * NS_PER_MS)
+    assert set(device.runs) == {1, 2, 4, 8}
+
+
 def test_a_model_that_refuses_everything_gets_a_guess_and_a_warning() -> None:
     class Refusing(TimedDevice):
         def infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Phases:
