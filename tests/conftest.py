@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import re
+import signal
 from collections.abc import Callable, Generator
 from enum import IntEnum
 from functools import cache
@@ -16,6 +17,9 @@ from typing import Any
 # that may write no bytecode compiles hundreds of files.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# A shell without job control starts its background jobs with SIGINT ignored, and children inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import uvloop

@@ -144,7 +144,7 @@ def judge_lateness(outcome: Outcome, part: str, seen: dict[str, list[Seen]]) -> 
 
 
 @contextmanager
-def served(folder: Path, gateways: int, **tls: str) -> Iterator[Server]:
+def served(folder: Path, gateways: int, **tls: Any) -> Iterator[Server]:
     """A server of models that take 10 ms of a device that uses no core. ``tls``: its certificate and key."""
     for model in range(MODELS):
         emulated(folder / "models", f"m{model}", {1: 10, 2: 12, 4: 16})

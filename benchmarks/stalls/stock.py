@@ -97,6 +97,7 @@ class Streams(Stock):
             if plan.authority
             else grpc.insecure_channel(plan.address)
         )
+        grpc.channel_ready_future(channel).result(LAST_S)
         call = channel.stream_stream(f"/{INFERENCE_SERVICE}/ModelStreamInfer")
         try:
             for number, answer in enumerate(call(self._requests(), timeout=plan.seconds + LAST_S)):
@@ -145,7 +146,7 @@ class Https(Stock):
             thread.join(LAST_S)
 
     def _ask_all(self, work: queue.Queue[tuple[str, int] | None]) -> None:
-        connection = self._connected()
+        connection = self._connection()
         while (one := work.get()) is not None:
             model, slo_ms = one
             tensor = {
@@ -155,6 +156,8 @@ class Https(Stock):
                 "data": self.data.tolist(),
             }
             body = json.dumps({"inputs": [tensor]})
+            if connection.sock is None and not _connect(connection):
+                continue  # no gateway is there, and nothing was asked
             seen = Seen(slo_ms, time.monotonic_ns())
             self.seen.append(seen)
             try:
@@ -164,17 +167,26 @@ class Https(Stock):
             except (OSError, http.client.HTTPException):
                 self.end(seen, "reset")
                 connection.close()
-                connection = self._connected()
             else:
                 self.end(seen, str(response.status))
         connection.close()
 
-    def _connected(self) -> http.client.HTTPConnection:
+    def _connection(self) -> http.client.HTTPConnection:
         plan = self.plan
         if not plan.authority:
             return http.client.HTTPConnection(plan.address, timeout=LAST_S)
         context = ssl.create_default_context(cafile=plan.authority)
         return http.client.HTTPSConnection(plan.address, timeout=LAST_S, context=context)
+
+
+def _connect(connection: http.client.HTTPConnection) -> bool:
+    """Connect before a request's time begins; false if nobody accepts it."""
+    try:
+        connection.connect()
+    except OSError:
+        connection.close()
+        return False
+    return True
 
 
 def main() -> int:
