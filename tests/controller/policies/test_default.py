@@ -547,6 +547,19 @@ def test_it_is_filled_no_longer_once_the_controller_is_not_busy() -> None:
     assert infers(made) == [("a/1", 1, 1)]
 
 
+@pytest.mark.parametrize(("slo_ms", "began_ms"), [(20, 5), (60, 33), (100, 63)])
+def test_a_tighter_request_that_joins_ends_the_waiting_in_its_own_time(
+    slo_ms: float, began_ms: float
+) -> None:
+    made = world("a")
+    made.tell(ControllerBusy(for_ns=ms(1000)))
+    asked_ns, relaxed = made.now_ns, made.ask("a", slo_ms=5000, until_ms=5)
+    tight = made.ask("a", slo_ms=slo_ms, until_ms=200)
+    assert infers(made) == [("a/1", 2, 2)]
+    assert abs(made.started[-1][0] - asked_ns - ms(began_ms)) < ms(1), "a quarter of its SLO and 17 ms before"
+    assert {made.answers[one].outcome for one in (relaxed, tight)} == {Outcome.OK}
+
+
 def test_without_a_deadline_none_waits_for_more_than_the_horizon() -> None:
     made = world("a")
     made.tell(ControllerBusy(for_ns=ms(10_000)))

@@ -124,8 +124,9 @@ class Queue(Record):
     """
 
     __slots__ = (
-        "alone", "band_ns", "dues", "filling", "floors", "least", "level", "model", "order", "place_ns",
-        "reserved", "rows", "signature", "sizes", "strategies", "to_recheck", "undecided", "waiters", "watch",
+        "alone", "band_ns", "dues", "filling_until_ns", "floors", "least", "level", "model", "order",
+        "place_ns", "reserved", "rows", "signature", "sizes", "strategies", "to_recheck", "undecided",
+        "waiters", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -155,8 +156,8 @@ class Queue(Record):
         """For policy ``released``, by batch (requests): those due before this are not run at that size."""
         self.least = self.sizes[0][1]
         """The smallest batch size that the policy runs this queue at; see ``Belief.require``."""
-        self.filling = False
-        """For the policy: its next batch waits for more requests."""
+        self.filling_until_ns = NEVER_NS
+        """For the policy: its next batch waits until then for more requests; NEVER_NS: it does not."""
         self.to_recheck = False
         """Its feasibility is to be rechecked: it is in ``Belief.rechecks``."""
         self.watch: Watch | None = None

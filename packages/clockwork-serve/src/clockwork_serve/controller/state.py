@@ -58,7 +58,7 @@ from clockwork_serve.controller.record import Record
 from clockwork_serve.errors import StateError
 from clockwork_serve.messages import Extent
 
-FORMAT: Final = 12
+FORMAT: Final = 13
 """Of saved states. To be raised with every change of a record's fields or of what they mean."""
 
 MODULES: Final = (
@@ -314,7 +314,7 @@ class Forking:
         new.band_ns = old.band_ns
         new.to_recheck = old.to_recheck
         new.dues = old.dues.copy()
-        new.filling = old.filling
+        new.filling_until_ns = old.filling_until_ns
         new.floors = old.floors.copy()
         new.least = old.least
         new.level = old.level

@@ -166,17 +166,18 @@ class Filling(Timer):
         """Heap of (until when at most, queue order, queue)."""
 
     def add(self, queue: Queue, until_ns: int) -> None:
-        """Add a queue."""
-        queue.filling = True
+        """Add a queue, or have it wait less."""
+        queue.filling_until_ns = until_ns
         heappush(self.queues, (until_ns, queue.order, queue))
 
     def due(self, now_ns: int) -> list[Queue]:
         """Remove and return those that have waited for long enough."""
         found = []
         while self.queues and self.queues[0][0] <= now_ns:
-            queue = heappop(self.queues)[2]
-            queue.filling = False
-            found.append(queue)
+            until_ns, _, queue = heappop(self.queues)
+            if until_ns == queue.filling_until_ns:
+                queue.filling_until_ns = NEVER_NS
+                found.append(queue)
         return found
 
     def next_ns(self) -> int:
@@ -282,9 +283,8 @@ class DefaultScheduler(PaperScheduler):
         largest = strategy.batches[-1]
         if len(queue.dues) >= largest.count:
             return False
-        if queue.filling:
-            return True
-        if device.reserved or IDLE * device.demand_ns > self._capacity_ns:
+        held_until_ns = queue.filling_until_ns
+        if held_until_ns == NEVER_NS and (device.reserved or IDLE * device.demand_ns > self._capacity_ns):
             return False
         first = queue.waiters[0]
         until_ns = min(
@@ -294,8 +294,9 @@ class DefaultScheduler(PaperScheduler):
         )
         if until_ns <= now_ns:
             return False
-        self._filling.add(queue, until_ns)
-        self._timers.set(self._filling, self._filling.next_ns())
+        if until_ns < held_until_ns:  # the first, or one that is due sooner than those that wait
+            self._filling.add(queue, until_ns)
+            self._timers.set(self._filling, self._filling.next_ns())
         return True
 
     def _top_up_exec(self, agenda: Agenda, now_ns: int) -> None:
