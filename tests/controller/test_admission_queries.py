@@ -125,9 +125,46 @@ def test_weights_that_are_not_there_add_their_load() -> None:
     for name in ("a", "b"):
         made.ask(name, slo_ms=500, until_ms=100)
     assert announce(made, slo_ms=22) is None
+    assert announce(made, slo_ms=9) is not None
+    made.request("a", slo_ms=500)
     told = announce(made, slo_ms=17)
     assert told is not None
-    assert told.retry_after_ns == 0, "8 to load and 10 to run are more than 17"
+    assert ms(1) < told.retry_after_ns < ms(2), "8 to load and 10 to run are more than 17"
+
+
+def test_who_has_no_time_for_a_load_that_later_ones_need_is_let_in_so_that_it_is_sent() -> None:
+    made = serving(
+        model("a", mib=9), model("b", mib=9), pages=10, times=profile(b1_ms=10, load_ms=8), policy="default"
+    )
+    for name in ("a", "b"):
+        made.ask(name, slo_ms=500, until_ms=100)
+    assert announce(made, slo_ms=17) is None
+    first, second = made.ask("a", slo_ms=17, until_ms=20), made.ask("a", slo_ms=17, until_ms=20)
+    assert made.answers[first].reason is Reason.WOULD_MISS_DEADLINE
+    assert made.answers[second].outcome is Outcome.OK
+
+
+def test_nobody_is_let_in_for_a_load_on_a_device_that_is_too_small_for_the_weights() -> None:
+    for pages, let_in in ((9, True), (8, False)):
+        made = serving(model("a", mib=9), times=profile(b1_ms=10, load_ms=42), policy="default")
+        made.join(device("d1", pages), worker="w1")
+        made.slow["d0"] = 10
+        for _ in range(20):
+            made.ask("a", slo_ms=500, until_ms=200)
+        assert (announce(made, slo_ms=45) is None) == let_in
+
+
+def test_an_outlier_of_long_ago_refuses_no_queries_for_ever() -> None:
+    made = serving("a", times=profile(b1_ms=10, step_ms=1), policy="default")
+    made.ask("a", slo_ms=500, until_ms=100)
+    made.slower = 9.0
+    for _ in range(9):
+        made.ask("a", slo_ms=500, until_ms=100)
+    made.slower = 1.0
+    assert announce(made, slo_ms=25) is not None
+    made.run(until_ms=3000)
+    announce(made, slo_ms=25)
+    assert announce(made, slo_ms=25) is None
 
 
 def test_load_lanes_are_known_as_they_are_not_as_they_were() -> None:
@@ -143,3 +180,14 @@ def test_load_lanes_are_known_as_they_are_not_as_they_were() -> None:
     assert told is not None, "all load lanes are busy for 8 ms"
     made.run(until_ms=8.3)
     assert announce(made, slo_ms=12, name="a") is None, "they are free again"
+
+
+def test_delays_of_long_ago_refuse_no_queries_for_ever() -> None:
+    made = serving("a", times=profile(b1_ms=10), policy="default")
+    made.ask("a", slo_ms=500, until_ms=100)
+    made.network_ns = ms(3)
+    for _ in range(20):
+        made.ask("a", slo_ms=500, until_ms=100)
+    assert announce(made, slo_ms=11.5) is not None
+    made.run(until_ms=1100)
+    assert announce(made, slo_ms=11.5) is None

@@ -166,3 +166,14 @@ def test_those_that_a_gateway_passes_on_count_until_the_next_summary() -> None:
         passed += 1
     assert passed > 10
     assert not accepts(made, "a", made.now_ns + ms(100 + passed / 1000))
+
+
+def test_of_a_model_that_no_device_has_nothing_is_told_for_its_requests_are_worth_a_load() -> None:
+    made = World(ControllerConfig(policy="default"))
+    made.serve(*[model(name, mib=9) for name in "ab"], times=profile(b1_ms=10, load_ms=42))
+    made.join(device(pages=10))
+    for name in "ab":
+        made.ask(name, slo_ms=500, until_ms=100)
+    wait(made, "p", "a", made.now_ns + ms(45))
+    assert not accepts(made, "a", made.now_ns + ms(5))
+    assert ends(made, "a") == {}

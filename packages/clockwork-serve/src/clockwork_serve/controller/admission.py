@@ -203,11 +203,18 @@ class Admission(Record):
 
     def _infeasible(self, query: Request | AdmissionQuery, queue: Queue, now_ns: int) -> Verdict | None:
         """The verdict on a request that would join a queue now, behind those that are due before it."""
+        self._belief.forget_stale_delays(query.arrival_ns)
         due_ns = self._belief.due_ns(query)
         finish = self._feasibility.earliest_finish(queue, due_ns, now_ns)
         if finish is None:
             return None
-        given_ns = due_ns + self._belief.slack_ns - query.arrival_ns
+        slack_ns = self._belief.slack_ns
+        given_ns = due_ns + slack_ns - query.arrival_ns
+        self._feasibility.reset_estimates(queue, finish, due_ns, given_ns, now_ns)
+        if finish.rest_ns + slack_ns > given_ns and self._feasibility.later_feasible(
+            queue, given_ns - slack_ns
+        ):
+            return None  # it has no time for a LOAD; the policy sends one only for a request that is here
         return self._miss(queue, query, finish, due_ns, given_ns, now_ns)
 
     def recheck(self, now_ns: int) -> bool:

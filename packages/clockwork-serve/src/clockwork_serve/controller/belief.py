@@ -240,8 +240,10 @@ class Measured(Record):
         for device in self.devices.values():
             device.delays.extra_ns = device.delays.slack_ns - slack_ns
 
-    def _forget_delays(self) -> None:
-        """Reset all measured delays, which have become stale."""
+    def forget_stale_delays(self, arrival_ns: int) -> None:
+        """Reset all measured delays if they were stale when a request arrived."""
+        if not self.measures or arrival_ns <= self._slack_until_ns:
+            return
         for device in self.devices.values():
             device.delays.forget()
             device.exec.network_ns = device.delays.reach_ns
@@ -409,8 +411,8 @@ class Belief(Measured):
 
     def admit(self, request: Request, model: ServedModel) -> Waiter:
         """Put a request into its queue."""
-        if self.measures and request.arrival_ns > self._slack_until_ns:
-            self._forget_delays()
+        if request.arrival_ns > self._slack_until_ns:
+            self.forget_stale_delays(request.arrival_ns)
         due_ns, slo_ns = self.due_ns(request), request.deadline_ns - request.arrival_ns
         wanted_ns = slo_ns - self._usual_slack_ns
         if self._floor_ns:

@@ -243,6 +243,23 @@ class Feasibility(Record):
                 self._belief.mark_dirty(residency.model)
         return found
 
+    def later_feasible(self, queue: Queue, given_ns: int) -> bool:
+        """Whether some device could serve requests that have this time, once it has the weights.
+
+        Then a request that is too late for the LOAD is worth one: without it, all later ones would be
+        refused like it.
+        """
+        model = queue.model
+        size = model.model.weights.size
+        for device in self._belief.devices.values():
+            code = device.codes.get(model.code_id)
+            if code is None or size > device.room_bytes:
+                continue
+            infer_ns = code.timings.infer(queue.least, queue.signature).estimate_ns
+            if infer_ns + device.exec.network_ns <= given_ns:
+                return True
+        return False
+
     def earliest_finish(self, queue: Queue, due_ns: int, now_ns: int) -> EarliestFinish | None:
         """The earliest finish of a request that would join a queue now, if that is too late.
 

@@ -18,7 +18,7 @@ Differences to ``paper``; the gain of each is in docs/develop/policies.md:
 - *Loads by need*: of models with equal LOAD priority, the one whose request is due first is loaded; in
   overload of the load lane, the first that could still wait for another LOAD.
 - *INFERs first*: where the lanes share cores, few LOADs are sent while INFERs are short of time.
-- *Loads ahead*: where no LOAD is fast enough for the SLO, weights are loaded for later requests.
+- *Loads ahead*: where no LOAD is fast enough for a request, weights are loaded for later ones.
 - *Least missed first*: weights of the least popular models are evicted, not the least recently used
   (``estimates.popularity_after``).
 - *Last copies stay*: a further copy is worth an eighth of the one before, and evicts nothing worth more.
@@ -63,6 +63,9 @@ RIVALS_MAX: Final = 12
 
 RELAXED: Final = 2
 """A request is relaxed if its SLO is more than this many times the tightest on its device."""
+
+DOUBTFUL: Final = 8
+"""A LOAD is doubtful if it leaves less than this part (1 / ``DOUBTFUL``) of the SLO for messages."""
 
 SHORT: Final = 2
 """Time is short (a lane is in overload) once its busy period is longer than this many SLOs."""
@@ -454,12 +457,8 @@ class DefaultScheduler(PaperScheduler):
         """A reservation's batch, filled up with requests of its queue that are due no sooner."""
         queue, batch, residency = reservation.queue, reservation.batch, reservation.residency
         first = queue.waiters.index(reservation.waiters[0])
-        waiters = list(reservation.waiters)
-        for waiter in queue.waiters[first:]:
-            if len(waiters) == batch.count:
-                break
-            if waiter.place is not reservation:
-                waiters.append(waiter)
+        others = [one for one in queue.waiters[first:] if one.place is not reservation]
+        waiters = [*reservation.waiters, *others[: batch.count - len(reservation.waiters)]]
         strategy = next(each for each in queue.strategies if each.residency is residency)
         filled = BatchChoice(len(waiters), batch.size, batch.samples)
         return Choice(strategy, first, filled, reservation.due_ns, waiters)
@@ -740,23 +739,22 @@ class DefaultScheduler(PaperScheduler):
     def _timely(self, agenda: Agenda, model: ServedModel, start_ns: int, now_ns: int) -> bool:
         """Whether a LOAD that starts then is useful for a waiting request, or for later ones."""
         timings = agenda.device.codes[model.code_id].timings
-        needed_ns = timings.load(model.model.weights.size).estimate_ns
+        load_ns = timings.load(model.model.weights.size).estimate_ns
         queues = [queue for queue in model.queues.values() if queue.waiters]
         if self._spare:
             busy_ns = now_ns - agenda.device.load.busy_since_ns
             if any(busy_ns > SHORT * queue.waiters[-1].slo_ns for queue in queues):
                 self._short = True
-                start_ns += needed_ns
-        return super()._timely(agenda, model, start_ns, now_ns) or self._for_others(
-            queues, timings, needed_ns
-        )
+                start_ns += load_ns
+        return super()._timely(agenda, model, start_ns, now_ns) or self._for_others(queues, timings, load_ns)
 
-    def _for_others(self, queues: list[Queue], timings: Timings, needed_ns: int) -> bool:
-        """Whether a LOAD takes longer than the SLO of a waiting request, so that only later ones profit."""
-        slack_ns = self._belief.config.slack_ns + NS_PER_MS
+    def _for_others(self, queues: list[Queue], timings: Timings, load_ns: int) -> bool:
+        """Whether a LOAD takes longer than a waiting request ever had, so that only later ones profit."""
+        load_ns += max(self._belief.config.slack_ns, self._belief.slack_ns)
         for queue in queues:
-            infer_ns = timings.infer(queue.least, queue.signature).estimate_ns
-            if queue.waiters[-1].slo_ns < needed_ns + infer_ns + slack_ns:
+            last, infer_ns = queue.waiters[-1], timings.infer(queue.least, queue.signature).estimate_ns
+            spare_ns = max(NS_PER_MS, last.slo_ns // DOUBTFUL)
+            if last.slo_ns - last.request.way_ns < load_ns + infer_ns + spare_ns:
                 return True
         return False
 
