@@ -1,4 +1,4 @@
-"""Cases on virtual time in which a simple sketch was once ahead of policy ``default``, by cause.
+"""Cases on virtual time that policy ``default`` once served worse than it should, by cause.
 
     python -m benchmarks.causes                      every case
     python -m benchmarks.causes --short              ten minutes of CPU at most
@@ -14,13 +14,13 @@ import sys
 import time
 from typing import Final
 
-from benchmarks.causes import classes, copies, eviction, few_devices, herds, room, slack, unequal
+from benchmarks.causes import classes, copies, eviction, few_devices, herds, room, slack, starved, unequal
 from benchmarks.causes.cases import Case, Found, Given
 from harness.report import Outcome, finish, parser, table
 
 CASES: Final[tuple[Case, ...]] = (
     *copies.CASES, *eviction.CASES, *room.CASES, *few_devices.CASES, *unequal.CASES, *slack.CASES,
-    *classes.CASES, *herds.CASES,
+    *classes.CASES, *herds.CASES, *starved.CASES,
 )  # fmt: skip
 """A cause is a file beside this one and its name here."""
 

@@ -14,7 +14,7 @@ from typing import Final
 from benchmarks.causes.sketches import Sketch
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import ControllerEffect, ControllerEvent, Infer, Result
-from clockwork_serve.sim import Cluster, Simulation, Tally
+from clockwork_serve.sim import Cluster, Constants, Simulation, Tally
 from clockwork_serve.units import NS_PER_S
 from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario
 from clockwork_serve.workload.stream import build
@@ -113,14 +113,15 @@ class Played:
 
 
 def simulated(
-    scenario: Scenario, cluster: Cluster, given: Given, config: ControllerConfig | None = None
-) -> Played:
+    scenario: Scenario, cluster: Cluster, given: Given, config: ControllerConfig | None = None,
+    constants: Constants | None = None,
+) -> Played:  # fmt: skip
     """Play a scenario under policy ``default``, or as ``config`` says."""
     workload = build(scenario, given.seed)
     times = LaneTimes(workload.warmup_ns)
     simulation = Simulation(
         workload=workload, zoo=ZOO, cluster=cluster, config=config or ControllerConfig(),
-        seed=given.seed, watchers=[times],
+        seed=given.seed, constants=constants, watchers=[times],
     )  # fmt: skip
     gc.collect()
     began = time.process_time()

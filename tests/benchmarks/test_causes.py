@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.causes import starved
 from benchmarks.causes.__main__ import CASES, row
 from benchmarks.causes.cases import ZOO, Case, Found, Given, calls, copies, share_in_time, simulated
 from benchmarks.causes.sketches import Sketch
@@ -70,3 +71,9 @@ def test_cases_have_names_of_their_own_and_may_ask_for_at_most() -> None:
     assert len({case.name for case in CASES}) == len(CASES)
     case = Case("most", "", asked=2, before=3, play=lambda _: Found(2), at_most=True)
     assert case.met(Found(2)) and not case.met(Found(2.1))
+
+
+def test_a_device_starves_no_model_and_one_tight_client_takes_little_from_relaxed_ones() -> None:
+    found = {case.name: case.play(Given(4, short=True)) for case in starved.CASES}
+
+    assert {case.name for case in starved.CASES if not case.met(found[case.name])} == set()

@@ -18,6 +18,7 @@ from clockwork_serve.messages import (
     Outcome,
     Profile,
     Reason,
+    Request,
     Unload,
 )
 from clockwork_serve.units import ms
@@ -134,15 +135,19 @@ def test_who_serves_fewest_for_its_time_is_passed_over_not_who_serves_fewest() -
     assert made.answers[quick].outcome is Outcome.OK, "one in 2 ms; four in 13 ms are less"
 
 
-def hurried(busy: int, b_slo_ms: float = 50) -> World:
-    """The lane is busy for 10 ms, and ``busy`` times 17 ms; then four of a's eight fit, or all of b's."""
+def hurried(busy: int, b_slo_ms: float = 50, others_ms: float = 27) -> World:
+    """The lane is busy for 10 ms, and ``busy`` times 17 ms; then four of a's eight fit, or all of b's.
+
+    a's first has 27 ms, its others ``others_ms``.
+    """
     made = world("a", "b", "c")
     for _ in range(1 + 8 * busy):
         made.request("c", slo_ms=400)
     made.run(until_ms=17 * busy)
-    for name, slo_ms in (("a", 27), ("b", b_slo_ms)):
-        for _ in range(8):
-            made.request(name, slo_ms=slo_ms)
+    for slo_ms in (27, *[others_ms] * 7):
+        made.request("a", slo_ms=slo_ms)
+    for _ in range(8):
+        made.request("b", slo_ms=b_slo_ms)
     made.actions.clear()
     made.run(until_ms=100)
     return made
@@ -161,6 +166,10 @@ def test_requests_of_a_much_longer_slo_have_no_claim_where_time_is_short() -> No
     assert infers(hurried(busy=3, b_slo_ms=55))[0] == ("a/1", 4, 4)
 
 
+def test_nor_where_others_of_the_queue_have_as_long() -> None:
+    assert infers(hurried(busy=8, b_slo_ms=55, others_ms=55))[0] == ("a/1", 4, 4)
+
+
 def test_nothing_is_passed_over_where_all_can_be_in_time() -> None:
     made = world("a", "b", "c")
     made.request("c", slo_ms=400)
@@ -171,11 +180,11 @@ def test_nothing_is_passed_over_where_all_can_be_in_time() -> None:
     assert [name for name, _, _ in infers(made)] == ["c/1", "a/1", "b/1"]
 
 
-def relaxed_batches(made: World) -> list[int]:
+def relaxed_batches(made: World, slo_ms: float = 5000) -> list[int]:
     """The batch sizes of eight requests without a hurry."""
     made.actions.clear()
     for _ in range(8):
-        made.request("relaxed", slo_ms=5000)
+        made.request("relaxed", slo_ms=slo_ms)
     made.run(until_ms=200)
     return [batch for name, batch, _ in infers(made) if name == "relaxed/1"]
 
@@ -201,6 +210,14 @@ def test_relaxed_work_takes_its_full_batch_once_nobody_is_in_a_hurry_any_more() 
     assert relaxed_batches(made) == [8]
 
 
+@pytest.mark.parametrize(("slo_ms", "largest"), [(120, 2), (60, 8)])
+def test_relaxed_work_takes_its_full_batch_once_half_of_its_slo_is_over(slo_ms: float, largest: int) -> None:
+    made = world("relaxed", "tight", "other", times=profile(b1_ms=10, step_ms=2))
+    made.ask("tight", slo_ms=25, until_ms=50)
+    made.request("other", slo_ms=5000)
+    assert max(relaxed_batches(made, slo_ms)) == largest
+
+
 def test_an_slo_that_nobody_can_meet_shortens_nothing() -> None:
     made = world("relaxed", "tight", "other", times=profile(b1_ms=10, step_ms=2))
     made.ask("tight", slo_ms=9, until_ms=50)
@@ -215,6 +232,46 @@ def test_weights_are_loaded_for_those_who_come_next_where_no_load_is_quick_enoug
     assert made.answers[first].reason is Reason.WOULD_MISS_DEADLINE
     assert made.answers[second].outcome is Outcome.OK
     assert sum(isinstance(one, Load) for one in made.actions) == 1
+
+
+@pytest.mark.parametrize("way_ms", [0, 16, 20, 26, 28, 32, 40])
+def test_so_they_are_where_gateways_keep_the_time_that_the_load_would_need(way_ms: float) -> None:
+    made = serving("a", times=profile(b1_ms=10, load_ms=42), policy="default")
+    for _ in range(5):
+        made.ask("a", slo_ms=80, until_ms=80, way_ns=ms(way_ms))
+    first, *later = [one.outcome for one in made.answers.values()]
+    assert later == [Outcome.OK] * 4
+    assert (first is Outcome.OK) == (way_ms < 27)
+    assert loads(made) == ["a/1"]
+
+
+def test_so_they_are_where_requests_were_long_on_their_way_to_the_controller() -> None:
+    made = serving("a", times=profile(b1_ms=10, load_ms=42), policy="default")
+    for request_id in ("first", "second"):
+        made.tell(
+            Request(
+                request_id=request_id, gateway="g0", model="a/1", arrival_ns=made.now_ns - ms(7),
+                deadline_ns=made.now_ns + ms(51),
+            )
+        )  # fmt: skip
+        made.run(until_ms=60)
+    assert made.answers["first"].reason is Reason.WOULD_MISS_DEADLINE
+    assert made.answers["second"].outcome is Outcome.OK
+
+
+def test_so_they_are_where_the_only_device_that_has_them_is_too_slow() -> None:
+    made = serving("a", "b", pages=4, times=profile(b1_ms=10, load_ms=42), policy="default")
+    made.join(device("d1", pages=4), worker="w1")
+    for name in ("a", "b"):
+        made.ask(name, slo_ms=500, until_ms=100)
+    made.slow["d0"] = 10
+    for _ in range(20):
+        made.ask("a", slo_ms=500, until_ms=200)
+    made.actions.clear()
+    first, second = made.ask("a", slo_ms=45, until_ms=60), made.ask("a", slo_ms=45, until_ms=60)
+    assert made.answers[first].reason is Reason.WOULD_MISS_DEADLINE
+    assert made.answers[second].outcome is Outcome.OK
+    assert loads(made) == ["a/1"]
 
 
 def loads(made: World) -> list[str]:

@@ -14,7 +14,7 @@ Differences to ``paper``; the gain of each is in docs/develop/policies.md:
   with requests of other classes; none is lost for one of a class below.
 - *No sacrifice without need*: requests whose early deadlines limit their queue's batch are skipped only
   where the others cannot wait.
-- *Relaxed work stays short* while requests of a tighter SLO arrive at the same devices.
+- *Relaxed work stays short* while it has ample time and requests of a tighter SLO arrive at its devices.
 - *Loads by need*: of models with equal LOAD priority, the one whose request is due first is loaded; in
   overload of the load lane, the first that could still wait for another LOAD.
 - *INFERs first*: where the lanes share cores, few LOADs are sent while INFERs are short of time.
@@ -63,6 +63,10 @@ RIVALS_MAX: Final = 12
 
 RELAXED: Final = 2
 """A request is relaxed if its SLO is more than this many times the tightest on its device."""
+
+AMPLE: Final = 2
+"""It has ample time while more than this part (1 / ``AMPLE``) of its SLO is left. Short batches serve fewer:
+in overload they would cost others far more than the tight requests gain."""
 
 DOUBTFUL: Final = 8
 """A LOAD is doubtful if it leaves less than this part (1 / ``DOUBTFUL``) of the SLO for messages."""
@@ -578,7 +582,7 @@ class DefaultScheduler(PaperScheduler):
         back into the agenda.
         """
         queue, count = choice.strategy.queue, choice.batch.count
-        slo_ns = queue.waiters[-1].slo_ns  # of the request that is due last, here and below
+        slo_ns = queue.waiters[choice.first].slo_ns  # others of this queue may have far longer ones
         if now_ns - agenda.device.exec.busy_since_ns <= SHORT * slo_ns:
             return choice
         waiting = len(queue.dues) - choice.first
@@ -620,14 +624,15 @@ class DefaultScheduler(PaperScheduler):
         return fuller if start_ns + choice.cost_ns > fuller.latest_ns else choice
 
     def _relaxed(self, agenda: Agenda, choice: Choice, now_ns: int) -> Choice:
-        """A smaller, shorter batch, if these requests are relaxed and others on this device are tight."""
+        """A smaller, shorter batch, if these requests have ample time and others on this device are tight."""
         tight = self._tight.get(agenda)
         if tight is None or now_ns > tight.until_ns:
             return choice
         strategy = choice.strategy
         if tight.band_ns > strategy.queue.band_ns:
             return choice  # the tight requests are of a less urgent class
-        if strategy.queue.waiters[choice.first].slo_ns <= RELAXED * tight.slo_ns:
+        slo_ns = strategy.queue.waiters[choice.first].slo_ns
+        if slo_ns <= RELAXED * tight.slo_ns or choice.latest_ns - now_ns <= slo_ns // AMPLE:
             return choice
         room_ns = tight.room_ns()
         if choice.lasts_ns <= room_ns:
