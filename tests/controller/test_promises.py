@@ -15,19 +15,21 @@ from clockwork_serve.controller.promises import AT_ONCE_NS, REFUSED_ALL, Promise
 from clockwork_serve.messages import (
     Cancel,
     Cause,
+    Drain,
     Infer,
     Load,
     ModelAdded,
     ModelRemoved,
     Outcome,
     Reason,
+    Request,
     Status,
     Unload,
 )
 from clockwork_serve.units import ms
 from tests.controller.clusters import ask, belief, place, promise, serve
 from tests.controller.honest import CODE, World, device, model, profile, serving
-from tests.controller.promised import SLO, took_ms, world
+from tests.controller.promised import SLO, broken, full_plan, took_ms, world
 
 
 def test_in_overload_the_no_comes_at_the_door_and_every_yes_is_kept():
@@ -558,3 +560,70 @@ def test_rivals_are_those_who_wait_for_their_verdict_each_model_once():
     strategy = sent.strategies[0]
     made.send_infer(strategy, strategy.batches[0], 0, ms(10), ms(10))
     assert rivals_of(made, promises, own) == [ms(14)]
+
+
+# ------------------------------------------------------------
+# Requests that awaited failover until their verdict was due: the yes is not sent, so silence was one.
+
+
+def awaited(made: World, model_name: str, *, slo_ms: float, for_ms: float, decide_ms: float = -1) -> str:
+    """A request that came so long ago, and has had no controller since; its id."""
+    decide_ns, since_ns = (ms(decide_ms) if decide_ms >= 0 else -1), made.now_ns - ms(for_ms)
+    made.tell(
+        Request(
+            request_id="old-2", gateway="g0", model=f"{model_name}/1", arrival_ns=since_ns,
+            deadline_ns=since_ns + ms(slo_ms), decide_ns=decide_ns, awaited=True,
+        )
+    )  # fmt: skip
+    return "old-2"
+
+
+def test_who_took_silence_for_a_yes_is_answered_though_no_new_promise_would_be_made():
+    other, _ = full_plan(decide_ms=0)
+    new = other.ask("a", slo_ms=1100)
+    made, busy = full_plan(decide_ms=0)
+    old = awaited(made, "a", slo_ms=1700, for_ms=600)
+
+    made.run()
+
+    assert other.answers[new].outcome is Outcome.REJECTED, "it has as much time left"
+    assert (made.answers[old].outcome, made.answers[old].promised) == (Outcome.OK, True)
+    assert not broken(made, busy)
+
+
+def test_who_took_silence_for_a_yes_and_cannot_be_answered_is_told_that_its_promise_broke():
+    made, busy = full_plan(decide_ms=0)
+    old = awaited(made, "b", slo_ms=700, for_ms=600)
+
+    made.run()
+
+    answer = made.answers[old]
+    assert (answer.outcome, answer.reason) == (Outcome.EXPIRED, Reason.PROMISE_BROKEN)
+    assert (answer.promised, answer.cause) == (True, Cause.CONTROLLER_LOST)
+    assert "no promise can be kept" not in answer.message
+    assert not broken(made, busy), "it costs no other one its promise"
+
+
+@pytest.mark.parametrize("why", ["the server stops", "the queue is full"])
+def test_a_no_at_the_door_to_who_took_silence_for_a_yes_breaks_a_promise(why: str):
+    made = world("a")
+    if why == "the server stops":
+        made.tell(Drain())
+    else:
+        made.controller._belief.models["a/1"].queue_limit = 0
+    old = awaited(made, "a", slo_ms=2000, for_ms=100)
+
+    answer = made.answers[old]
+    assert (answer.outcome, answer.reason) == (Outcome.EXPIRED, Reason.PROMISE_BROKEN)
+    assert (answer.promised, answer.cause) == (True, Cause.CONTROLLER_LOST)
+
+
+@pytest.mark.parametrize(("decide_ms", "for_ms"), [(None, 600), (100, 50)], ids=["never", "not yet"])
+def test_who_awaited_failover_and_whose_verdict_was_not_due_is_judged_as_any_other(
+    decide_ms: float | None, for_ms: float
+):
+    made = world("a", decide_ms=decide_ms)
+    made.tell(Drain())
+    old = awaited(made, "a", slo_ms=2000, for_ms=for_ms)
+
+    assert (made.answers[old].outcome, made.answers[old].reason) == (Outcome.REJECTED, Reason.DRAINING)

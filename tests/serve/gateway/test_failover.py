@@ -62,6 +62,7 @@ async def test_a_request_is_resubmitted_once_and_its_answer_delivered(world: Wor
         "a controller that only lost the link may know the first"
     )
     assert (again.arrival_ns, again.deadline_ns) == (first.arrival_ns, first.deadline_ns)
+    assert (first.awaited, again.awaited) == (False, True)
     assert world.controller.tensors(again).region != tensors.region
     world.controller.send(world.controller.answer(again, outcome=Outcome.OK))  # a second answer
     await asyncio.sleep(0.05)

@@ -277,9 +277,9 @@ class Admission(Record):
             device, end_ns, cost_ns = soonest
             needed_ns = end_ns + request.deadline_ns - waiter.due_ns - request.arrival_ns
             enough_ns = self._promises.slo_ns(needed_ns)
-            message = (
-                f"no promise can be kept by the deadline: an SLO of {enough_ns / NS_PER_MS:.0f} ms could"
-            )
+            message = "no promise can be kept by the deadline"
+            if enough_ns > waiter.slo_ns:  # else room is left to other requests
+                message = f"{message}: an SLO of {enough_ns / NS_PER_MS:.0f} ms could"
             soonest_ns = max(now_ns, now_ns + enough_ns - waiter.slo_ns)
             retry_after_ns = device.retry_slots.slot_ns(soonest_ns, cost_ns, now_ns) - now_ns
         self._belief.answer(

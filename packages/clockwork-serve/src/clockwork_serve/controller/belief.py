@@ -488,7 +488,9 @@ class Belief(Measured):
     def break_promise(self, waiter: Waiter, reason: Reason) -> Cause:
         """Why a promise is broken by an answer with this reason; its device keeps more time for the next."""
         device = waiter.device
-        assert device is not None, f"{waiter.request.request_id} has no device"
+        if device is None:  # it awaited failover, and has had no place here
+            assert waiter.cause is Cause.CONTROLLER_LOST, f"{waiter.request.request_id} has no device"
+            return waiter.cause
         cause = self._cause_of(waiter, device, reason)
         if cause is Cause.DEVICE_SLOWED or cause is Cause.UNEXPLAINED:
             device.delays.broke_promise()

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Final, assert_never
 
+from msgspec.structs import replace
+
 from clockwork_serve.controller import state
 from clockwork_serve.controller.admission import Admission
 from clockwork_serve.controller.belief import Belief, HungWorker
@@ -41,6 +43,7 @@ from clockwork_serve.messages import (
     AdmissionReply,
     Answer,
     Cancel,
+    Cause,
     Code,
     CodeAdded,
     CodeReady,
@@ -269,12 +272,16 @@ class Controller(Record):
         model = belief.models.get(request.model)
         no = self._admission.verdict(request, model, now_ns)
         if no is not None:
-            belief.effects.append(
-                Answer(
-                    request_id=request.request_id, gateway=request.gateway, outcome=no.outcome,
-                    reason=no.reason, message=no.message, retry_after_ns=no.retry_after_ns,
-                )
+            answer = Answer(
+                request_id=request.request_id, gateway=request.gateway, outcome=no.outcome,
+                reason=no.reason, message=no.message, retry_after_ns=no.retry_after_ns,
             )  # fmt: skip
+            if no.outcome is Outcome.REJECTED and self._promises.broken(request, now_ns):
+                answer = replace(
+                    answer, outcome=Outcome.EXPIRED, reason=Reason.PROMISE_BROKEN, promised=True,
+                    cause=Cause.CONTROLLER_LOST,
+                )  # fmt: skip
+            belief.effects.append(answer)
             return
         assert model is not None
         if self._accounts:

@@ -25,6 +25,9 @@ A more urgent class *outranks* others: reservations that leave no room for it en
 planned elsewhere, or their promises are broken. It evicts weights that are promised to others alone. From
 broken ones a device learns how much time to leave to more urgent classes (``Delays.headroom``); it is left
 while there are such.
+
+The yes is not sent. So of a request that awaited failover until its verdict was due its client believes that
+it is promised, whoever took it: it is treated as one that lost its place.
 """
 
 from __future__ import annotations
@@ -147,7 +150,15 @@ class Promises(Timer):
         model.gap_ns += (since_ns - model.gap_ns) >> RATE_BITS if model.gap_ns else since_ns
         model.gap_ns = model.gap_ns or 1
         model.arrived_ns = now_ns
+        if waiter.request.awaited and self.verdict_ns(waiter.request) <= now_ns:
+            waiter.promised_ns, waiter.cause = now_ns, Cause.CONTROLLER_LOST
+            self._belief.displaced.append(waiter)
+            return
         self._new.append(waiter)
+
+    def broken(self, request: Request, now_ns: int) -> bool:
+        """Whether a no to a request that has just come breaks a promise that its client has by silence."""
+        return request.awaited and self.asked(request) and self.verdict_ns(request) <= now_ns
 
     def ended(self, sent: Sent, result: Result, now_ns: int) -> None:
         """Note that a device is slower than planned; call it before its lane is updated."""
@@ -173,11 +184,10 @@ class Promises(Timer):
         self._new = [one for one in waiting if self.asked(one.request)]
         self.active = self.active or bool(self._new)
 
-    def verdict_ns(self, waiter: Waiter) -> int:
+    def verdict_ns(self, request: Request) -> int:
         """When a request's verdict is due."""
-        request = waiter.request
         given_ns = request.decide_ns if request.decide_ns >= 0 else self._decide_ns
-        return request.arrival_ns + max(given_ns, min(AT_ONCE_NS, waiter.slo_ns // AT_ONCE))
+        return request.arrival_ns + max(given_ns, min(AT_ONCE_NS, request.slo_ns // AT_ONCE))
 
     # Verdicts
 
@@ -202,7 +212,7 @@ class Promises(Timer):
             if waiter.promised_ns >= 0:
                 self._refused -= self._refused >> REFUSED_BITS
             else:
-                heappush(self._undecided, (self.verdict_ns(waiter), self._belief.next_id(), waiter))
+                heappush(self._undecided, (self.verdict_ns(waiter.request), self._belief.next_id(), waiter))
         self._new.clear()
         refused: list[Waiter] = []
         over: list[Waiter] = []

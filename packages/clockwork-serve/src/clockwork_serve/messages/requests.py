@@ -43,6 +43,8 @@ class Cause(enum.StrEnum):
     """Why a promise was broken: what happened after it was made."""
 
     NONE = ""  # it was kept, or none was made
+    CONTROLLER_LOST = "controller_lost"
+    """The controller that could have given it was lost, and the next one had no place for it."""
     DEVICE_LOST = "device_lost"  # the device that it was planned on was lost, or lost the model's weights
     DEVICE_STALLED = "device_stalled"  # the device did not move
     DEVICE_SLOWED = "device_slowed"  # an inference or a LOAD took longer than was planned for it
@@ -99,6 +101,7 @@ class Request(Struct, frozen=True, kw_only=True, array_like=True, tag="request")
     ``decide_ns``: how long after its arrival it may be told no, or is promised an answer; below 0: as the
     server's setting says. ``trace`` is the W3C trace context that its client sent, as
     ``TRACE-PARENT-FLAGS`` in hexadecimal, with its ``tracestate`` after a space if there is one; empty: none.
+    ``awaited``: it awaited failover; where its verdict was due meanwhile, its client takes silence for a yes.
     """
 
     request_id: str
@@ -114,6 +117,7 @@ class Request(Struct, frozen=True, kw_only=True, array_like=True, tag="request")
     way_ns: int = 0
     decide_ns: int = -1
     trace: str = ""
+    awaited: bool = False
 
     @property
     def slo_ns(self) -> int:

@@ -574,7 +574,9 @@ class Gateway:
         """There is a new controller: submit the requests that await failover to it."""
         for request_id, pending in self._awaiting_failover.release().items():
             self._pending[request_id] = pending
-            pending.request = msgspec.structs.replace(pending.request, tensors=pending.slot.encoded)
+            pending.request = msgspec.structs.replace(
+                pending.request, tensors=pending.slot.encoded, awaited=True
+            )
             self.link.submit(pending.request)
 
     def _on_batch(self) -> None:
