@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from clockwork_serve.serve.lease import REIGN_S, fingerprints
 from harness.etcd import ETCD, etcd
 from harness.hosts import Host, Machine
 from harness.ports import free_port
@@ -21,8 +22,10 @@ from harness.process_tree import descendants
 from harness.serving import Metrics, read_metrics, total, until
 from tests.end_to_end.machines import another_build
 from tests.end_to_end.steady import how, steady
-from tests.serve.certificates import Certificates, certificates
+from tests.mounts import with_read_only
+from tests.serve.certificates import Certificates, certificates, renewed_certificates
 from tests.serve.onnx_models import affine, put
+from tests.serve.proxy import proxy
 from tests.timing import Timing
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -31,6 +34,7 @@ MODELS = ("m0", "m1")
 HERE = Host("127.0.0.1")
 LEASE_S = 1.0
 KILLED_MS, STOPPED_MS = 500, 1500
+DESERTED_S = 4.0
 REFUSED = {"503", "UNAVAILABLE"}
 PATIENCE_S = 60.0
 
@@ -53,6 +57,8 @@ class Cluster:
     host: Host = HERE
     """Where the next machine is."""
     lease: tuple[str, ...] = ("--lease-s", str(LEASE_S))
+    ways: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """By command: other ports by which those that it starts reach the controllers."""
 
     def machine(self, name: str, *words: str) -> Machine:
         found = Machine(self.host, words, self.folder / f"{name}.log")
@@ -72,7 +78,7 @@ class Cluster:
         self.metrics[port] = made.facts()["metrics"]
 
     def joining(self, command: str, name: str = "far") -> list[str]:
-        at = ",".join(f"127.0.0.1:{port}" for port in self.ports)
+        at = ",".join(f"127.0.0.1:{port}" for port in self.ways.get(command, self.ports))
         return [
             command, "--controller", at, "--machine-name", name,
             "--cluster-certificate", self.files.client_certificate,
@@ -271,6 +277,77 @@ def test_each_role_is_upgraded_by_a_protocol_under_load_and_no_request_is_lost(
         assert "of clockwork-serve" not in machine.said, "all understand each other"
     with timing.judged():
         assert not how(ends)
+
+
+def test_a_leader_that_loses_all_workers_lets_another_one_lead_that_they_reach(
+    folder: Path, timing: Timing
+) -> None:
+    with ExitStack() as stack:
+        made = Cluster(folder, certificates(folder), (free_port(), free_port()), stack)
+        ways = {port: stack.enter_context(proxy(port)) for port in made.ports}
+        made.ways = {"worker": tuple(way.port for way in ways.values())}
+        made.lease = (*made.lease, "--lease", "deserted")
+        for port in made.ports:
+            made.start(port)
+        made.start_worker("far")
+        made.start_gateway("far")
+        leader, epoch = made.whole(), made.epoch()
+        (other,) = set(made.ports) - {leader}
+        time.sleep(REIGN_S)
+        ways[leader].cut(back=False)
+        cut_s = time.monotonic()
+        until("the other one serves", lambda: made.leader == other, PATIENCE_S)
+        with timing.judged():
+            assert time.monotonic() - cut_s < DESERTED_S
+            assert made.epoch() == epoch + 1
+        assert "no worker is connected any more" in made.controllers[leader].said
+        ways[leader].heal()
+        made.whole()
+
+        made.worker.close()
+        until("nobody is ready", lambda: not made.leader, PATIENCE_S)
+        time.sleep(2 * REIGN_S)  # they lead in turns, ever longer
+        made.start_worker("next")
+        until("one serves again", lambda: made.leader, PATIENCE_S)
+        with timing.judged():
+            assert made.epoch() <= epoch + 4, "each leads twice as long as the one before"
+
+
+def ended(folder: Path, files: Certificates, *lease: str, begin: Sequence[str] = ()) -> tuple[int, str]:
+    """The exit status and the last line of one more controller with that store."""
+    command = [
+        *begin, sys.executable, "-m", "clockwork_serve", "controller", "--store", f"{folder}/store",
+        "--listen-machines", f"127.0.0.1:{free_port()}", "--cache", f"{folder}/cache-more",
+        "--metrics-port", "0", "--cluster-certificate", files.certificate, "--cluster-key", files.key,
+        "--cluster-ca", files.ca, *lease,
+    ]  # fmt: skip
+    found = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    return found.returncode, found.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("lease", ["main", "of its own"], ids=["stands by", "would lead"])
+def test_a_store_that_is_read_only_ends_a_controller_with_what_to_do(cluster: Cluster, lease: str) -> None:
+    cluster.whole()
+    begin, name = with_read_only(cluster.folder / "store"), lease.replace(" ", "-")
+    status, said = ended(cluster.folder, cluster.files, "--lease", name, begin=begin)
+    assert status == 2
+    assert said.startswith("error: store: expected one that this process may write")
+    assert "Read-only file system" in said and "give it the right, or name another one" in said
+
+
+def test_a_controller_of_another_server_with_the_same_lease_ends_and_names_both(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    leader, epoch = cluster.whole(), cluster.epoch()
+    files = renewed_certificates(tmp_path)
+    status, said = ended(cluster.folder, files)
+    assert status == 2
+    (ours,), (theirs,) = fingerprints(cluster.files.ca), fingerprints(files.ca)
+    for part in (f"has the fingerprint {theirs}", f"127.0.0.1:{leader} leads", ours, "--lease NAME"):
+        assert part in said
+    assert (cluster.whole(), cluster.epoch()) == (leader, epoch)
+    (other,) = set(cluster.ports) - {leader}
+    assert f"stands by: the controller at 127.0.0.1:{leader} leads" in cluster.controllers[other].said
 
 
 @pytest.mark.skipif(ETCD is None, reason="etcd is not installed: Debian's package is etcd-server")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import heapq
 import random
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +15,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+import trustme
 
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.serve.lease import BEATS, READS, LeaseBeat, LeaseSeen, LeaseWatch, StoreLease, Tenure
+from clockwork_serve.serve import lease as module
+from clockwork_serve.serve.lease import (
+    BEATS,
+    READS,
+    LeaseBeat,
+    LeaseSeen,
+    LeaseWatch,
+    StoreLease,
+    Tenure,
+    fingerprints,
+)
 from clockwork_serve.store.shared import FolderFiles, FsspecFiles, StoreFiles, Tick
 from tests.serve.links import until
 from tests.timing import Timing
@@ -304,6 +317,156 @@ async def test_a_heartbeat_that_cannot_be_read_is_one_that_does_not_change(
     with timing.judged():
         assert await other.acquire() == 2
     other.release()
+
+
+# ------------------------------------------------------------
+# Workers that are missed, other servers, stores that are not written.
+
+
+async def test_who_has_no_worker_any_more_leaves_it_to_another_one_and_takes_it_again_if_nobody_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timing: Timing
+) -> None:
+    monkeypatch.setattr(module, "REIGN_S", 0.1)
+    held, _ = lease(tmp_path, address="a:7000")
+    assert await held.acquire() == 1
+    assert not held.deserted(0), "none is known"
+    assert not held.deserted(2)
+    await until(lambda: held.deserted(0))
+    held.release()
+    (again, _), (other, _) = lease(tmp_path, address="a:7000"), lease(tmp_path, address="b:7000")
+    waiting = asyncio.ensure_future(again.acquire())
+    with timing.judged():
+        assert await other.acquire() == 2
+    assert not waiting.done()
+    other.deserted(0)
+    await until(lambda: other.deserted(0))
+    assert (other._desertion.workers_known, other._desertion.in_vain) == (True, 0)
+    other.release()
+    assert await waiting == 3
+    assert again._desertion.in_vain == 1
+    again.deserted(1)
+    await until(lambda: again.deserted(0))
+    again.release()
+    alone, _ = lease(tmp_path, address="a:7000")
+    began_s = time.monotonic()
+    assert await alone.acquire() == 4
+    assert time.monotonic() - began_s > LEASE_S / 2
+    alone.release()
+
+
+async def test_who_was_told_to_end_leaves_it_to_anybody_at_once(tmp_path: Path, timing: Timing) -> None:
+    for epoch in (1, 2):
+        held, _ = lease(tmp_path, address="a:7000")
+        began_s = time.monotonic()
+        assert await held.acquire() == epoch
+        with timing.judged():
+            assert time.monotonic() - began_s < LEASE_S
+        held.deserted(1)
+        await asyncio.sleep(0.05)
+        held.release()
+
+
+def of_server(folder: Path, *authorities: str, address: str = "") -> StoreLease:
+    return StoreLease(FolderFiles(folder), "main", LEASE_S, address, lambda: frozenset(authorities))
+
+
+@pytest.mark.parametrize("how", ["at its start", "while it stands by"])
+async def test_a_controller_of_another_server_is_refused_by_name_while_one_of_ours_leads(
+    tmp_path: Path, how: str
+) -> None:
+    ours, foreign = of_server(tmp_path, "AA:01", address="a:7000"), of_server(tmp_path, "BB:02")
+    await ours.acquire()
+    refused = r"fingerprint BB:02; found .* at a:7000 leads by it, .* has AA:01; give .*--lease NAME"
+    with pytest.raises(ConfigError, match=refused):
+        await asyncio.wait_for(foreign.check() if how == "at its start" else foreign.acquire(), PATIENCE_S)
+    ours.release()
+
+
+async def test_a_lease_that_another_server_held_long_ago_is_had(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = of_server(tmp_path, "AA:01")
+    await before.acquire()
+    await asyncio.sleep(0.05)
+    die(before)
+    ours = of_server(tmp_path, "BB:02")
+    await ours.check()
+    assert await ours.acquire() == 2
+    assert "of another server" in caplog.text
+    ours.release()
+
+
+async def test_controllers_one_of_which_has_the_next_authority_already_belong_together(
+    tmp_path: Path,
+) -> None:
+    had = {"AA:01"}
+    ours = StoreLease(FolderFiles(tmp_path), "main", LEASE_S, "a:7000", lambda: frozenset(had))
+    await ours.acquire()
+    had.clear()
+    had.add("BB:02")  # its file was replaced
+    for authorities in (("AA:01",), ("AA:01", "BB:02"), ("BB:02",), ()):
+        other = of_server(tmp_path, *authorities)
+        await until(lambda: {"AA:01", "BB:02"} <= ours._authorities)
+        await other.check()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(other.acquire(), LEASE_S / 2)
+    ours.release()
+
+
+async def test_who_stands_by_says_once_who_leads_and_where(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    (held, _), (other, _) = lease(tmp_path, address="a:7000"), lease(tmp_path, address="b:7000")
+    await held.acquire()
+    waiting = asyncio.ensure_future(other.acquire())
+    await until(lambda: "stands by" in caplog.text)
+    await asyncio.sleep(LEASE_S)
+    assert caplog.text.count("stands by: the controller at a:7000 leads, with epoch 1") == 1
+    held.release()
+    await waiting
+    other.release()
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
+async def test_a_store_that_may_not_be_written_is_an_error_at_the_start_whoever_leads(
+    tmp_path: Path, number: int
+) -> None:
+    held, _ = lease(tmp_path)
+    await held.acquire()
+    made, files = lease(tmp_path)
+    files.fails = OSError(number, "no")
+    with pytest.raises(ConfigError, match=r"store: expected one that this process may write, .*; give it"):
+        await made.check()
+    held.release()
+
+
+async def test_a_store_that_fails_at_the_start_is_tried_again_later(tmp_path: Path) -> None:
+    made, files = lease(tmp_path)
+    files.fails = OSError(errno.EIO, "Input/output error")
+    await made.check()
+    files.fails = None
+    assert await made.acquire() == 1
+    files.fails = OSError(errno.EROFS, "Read-only file system")
+    await asyncio.wait_for(made.lost.wait(), PATIENCE_S)
+    again, files = lease(tmp_path)
+    files.fails = OSError(errno.EROFS, "Read-only file system")
+    waiting = asyncio.ensure_future(again.acquire())
+    await asyncio.sleep(LEASE_S / 2)
+    files.fails = None
+    assert await waiting == 2, "it was mended"
+    again.release()
+
+
+def test_fingerprints_are_those_that_openssl_prints(tmp_path: Path) -> None:
+    first, second = trustme.CA(), trustme.CA()
+    path = tmp_path / "ca.pem"
+    path.write_bytes(first.cert_pem.bytes() + b"a comment\n" + second.cert_pem.bytes())
+    command = ["openssl", "x509", "-in", str(path), "-noout", "-fingerprint", "-sha256"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    found = fingerprints(str(path))
+    assert len(found) == 2
+    assert any(said.partition("=")[2].startswith(each) for each in found)
 
 
 # ------------------------------------------------------------

@@ -21,6 +21,7 @@ Foreign text (what a model raises, names in files, a client's strings) passes th
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Final
@@ -28,12 +29,15 @@ from typing import Final
 from clockwork_client.errors import ClockworkError, encodable
 
 __all__ = [
-    "ClockworkError", "ConfigError", "DamageError", "DeviceError", "DeviceGone", "InvalidRequest",
-    "ModelError", "RepositoryError", "TransportError", "described", "did_you_mean", "encodable", "printable",
+    "FORBIDDEN", "ClockworkError", "ConfigError", "DamageError", "DeviceError", "DeviceGone",
+    "InvalidRequest", "ModelError", "RepositoryError", "TransportError", "described", "did_you_mean",
+    "encodable", "printable",
 ]  # fmt: skip
 
 TEXT_MAX: Final = 1000  # characters of foreign text in a message, which goes into logs, responses and headers
 KNOWN_MOST: Final = 12
+FORBIDDEN: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+"""Of OSErrors: what was tried may not be done, and trying again will not help."""
 _NAME_OF: Final = type.__dict__["__name__"].__get__
 
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import hashlib
 import itertools
 import logging
 import os
 import re
+import ssl
 import threading
 import time
 import uuid
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -26,7 +28,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar
 import msgspec
 from msgspec import Struct
 
-from clockwork_serve.errors import ConfigError, described
+from clockwork_serve.errors import FORBIDDEN, ConfigError, described
 
 Answer = TypeVar("Answer")
 _log = logging.getLogger(__name__)
@@ -160,6 +162,7 @@ def _locked_at_once(fd: int) -> bool:
 #
 #     STORE/leases/NAME/000000007.epoch   who has that epoch: created once, so that no two can have it
 #                       000000007.beat    the heartbeat of its holder, which rewrites it
+#                       writable          written by each controller at its start, to see whether it may
 #
 # The highest epoch leads. Clocks of hosts are not compared: who stands by waits, by its own clock, until a
 # heartbeat has stayed the same for the time of the lease; who leads stops earlier, by its own, if it could
@@ -173,18 +176,29 @@ BEATS: Final = 4  # how many heartbeats are written within the lease's time
 READS: Final = 20  # how often it is read within that time
 LAST_WORDS_S: Final = 0.5
 """How long a holder that ends waits until the store has its word that the lease is free."""
+CHECK_S: Final = 10.0
+"""How long a start waits for the store; one that is slower is tried again by the process that stands by."""
 _EPOCH: Final = re.compile(r"(\d{9})\.epoch")
+_CERTIFICATE: Final = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+_SHOWN_BYTES: Final = 8
 
 
 class LeaseBeat(Struct, frozen=True, kw_only=True):
     """A heartbeat: ``count`` is another one each time.
 
-    ``address`` is where other machines join the holder. ``released``: it leads no longer.
+    ``address`` is where other machines join the holder. ``released``: it leads no longer. ``authorities`` are
+    fingerprints of those whose certificates its machines have. ``workers``: a worker has joined this holder,
+    or one before it. ``deserted``: it gave the lease up because no worker was connected; ``in_vain`` holders
+    in a row did so although no worker had joined them at all.
     """
 
     count: int
     address: str = ""
     released: bool = False
+    authorities: tuple[str, ...] = ()
+    workers: bool = False
+    deserted: bool = False
+    in_vain: int = 0
 
 
 class LeaseSeen(NamedTuple):
@@ -215,8 +229,12 @@ class LeaseDocuments(Protocol):
 class LeaseWatch:
     """Whether a lease is free, for one who stands by. All instants are of its own monotonic clock, in s."""
 
-    def __init__(self, lease_s: float) -> None:
+    def __init__(self, lease_s: float, address: str = "") -> None:
+        """``address``: its own, as in heartbeats."""
+        self.alive = False
+        """Whether the last heartbeat has been seen to change: its holder leads."""
         self._lease_s = lease_s
+        self._address = address
         self._seen: LeaseSeen | None = None
         self._since_s = 0.0  # when that was first known
         self._dead = 0
@@ -227,9 +245,14 @@ class LeaseWatch:
 
     def free(self, seen: LeaseSeen, began_s: float, read_s: float) -> bool:
         """Whether the next epoch may be taken, by a read that began and ended then."""
+        beat = seen.beat
         if seen != self._seen:
+            self.alive = self._seen is not None and beat is not None and not beat.released
             self._seen, self._since_s = seen, read_s
-        if not seen.epoch or seen.epoch == self._dead or (seen.beat is not None and seen.beat.released):
+        if not seen.epoch or seen.epoch == self._dead:
+            return True
+        # Who gave it up for want of workers leaves it to the others for that time.
+        if beat is not None and beat.released and not (beat.deserted and beat.address == self._address):
             return True
         # By when it began: if this process was paused since, another heartbeat may be there by now.
         return began_s - self._since_s >= self._lease_s
@@ -253,45 +276,126 @@ class Tenure:
         return self._began_s + self._for_s - now_s
 
 
+ALONE: Final = 1.25
+ALONE_MAX_S: Final = 10.0
+"""A leader without any worker gives the lease up after this many times the lease's time, but at most so long:
+a worker that was killed is back before."""
+REIGN_S: Final = 5.0
+"""So long a leader keeps it in any case; twice as long after each one in a row that had it in vain."""
+
+
+class Desertion:
+    """When a leader gives the lease up because no worker is connected: another controller may reach them.
+
+    That is so only where workers are known: they have joined it, or one that led before it (``last`` is what
+    that one said). All instants are of its own monotonic clock, in s.
+    """
+
+    def __init__(self, lease_s: float, began_s: float, last: LeaseBeat | None) -> None:
+        self.workers_known = last is not None and last.workers
+        self.in_vain = 0 if last is None else last.in_vain
+        self._joined = False
+        self._alone_s = min(ALONE * lease_s, ALONE_MAX_S)
+        self._began_s = self._since_s = began_s
+
+    def gives_up(self, workers: int, now_s: float) -> bool:
+        """Whether to give it up, with so many workers connected."""
+        if workers:
+            self.workers_known = self._joined = True
+            self.in_vain, self._since_s = 0, now_s
+        alone_s, led_s = now_s - self._since_s, now_s - self._began_s
+        enough = alone_s >= self._alone_s and led_s >= REIGN_S * 2**self.in_vain
+        return self.workers_known and enough
+
+    def last_words(self, address: str) -> LeaseBeat:
+        """What it says as it gives the lease up."""
+        return LeaseBeat(
+            count=0, address=address, released=True, workers=True, deserted=True,
+            in_vain=0 if self._joined else self.in_vain + 1,
+        )  # fmt: skip
+
+
+def fingerprints(path: str) -> frozenset[str]:
+    """Of the certificates in a PEM file: the beginning of each, as ``openssl x509 -fingerprint -sha256``.
+
+    Raises OSError, or ValueError if it cannot be read as such.
+    """
+    found = _CERTIFICATE.findall(Path(path).read_text(encoding="ascii"))
+    digests = [hashlib.sha256(ssl.PEM_cert_to_DER_cert(each)).digest() for each in found]
+    return frozenset(each[:_SHOWN_BYTES].hex(":").upper() for each in digests)
+
+
 class StoreLease:
     """The :class:`Lease` of that name in a shared store or etcd, for controllers on hosts that reach it.
 
-    ``address`` is where other machines join this controller, for those that stand by.
+    ``address`` is where other machines join this controller, for those that stand by. ``authorities`` has the
+    fingerprints of those whose certificates they have: a controller of other ones belongs to another server.
+    They may be renewed; it raises OSError or ValueError where they cannot be read now.
     """
 
-    def __init__(self, files: LeaseDocuments, name: str, lease_s: float, address: str = "") -> None:
+    def __init__(
+        self, files: LeaseDocuments, name: str, lease_s: float, address: str = "",
+        authorities: Callable[[], frozenset[str]] = frozenset,
+    ) -> None:  # fmt: skip
         self.lost = asyncio.Event()
+        self.lease_s = lease_s
         self.leader = 0, ""  # epoch and address of who leads, as last read by one who stands by
         self._files = files
         self._folder = f"leases/{name}"
-        self._lease_s = lease_s
         self._address = address
-        self._watch = LeaseWatch(lease_s)
+        self._read_authorities = authorities
+        self._authorities = frozenset[str]()  # all that it has had: others may have renewed theirs earlier
+        self._watch = LeaseWatch(lease_s, address)
         self._look_now = asyncio.Event()
         self._epoch = 0  # where it is held
+        self._desertion = Desertion(lease_s, 0.0, None)
+        self._deserted = False
         self._writing = threading.Lock()
         self._keeping: asyncio.Task[None] | None = None
         self._said = ""
+        self._told = self.leader  # the leader that was logged
+
+    async def check(self) -> None:
+        """Raise :class:`ConfigError` if it can never be had: not written, or another server leads by it.
+
+        For a start. A store that does not answer is no reason: it is tried again by :meth:`acquire`.
+        """
+        try:
+            await asyncio.wait_for(_in_thread(self._try_to_write), CHECK_S)
+            while True:
+                began_s = time.monotonic()
+                seen = await asyncio.wait_for(_in_thread(self._read), CHECK_S)
+                free = self._watch.free(seen, began_s, time.monotonic())
+                self._refuse_foreign(seen)
+                if free or not self._is_foreign(seen.beat):
+                    return
+                await asyncio.sleep(self.lease_s / READS)
+        except ConfigError:
+            raise
+        except Exception as error:  # noqa: BLE001 - libraries of fsspec raise what they like
+            if getattr(error, "errno", None) in FORBIDDEN or isinstance(error, PermissionError):
+                raise _not_written(error) from None
+            self._complain(error)
 
     async def acquire(self) -> int:
         """As :meth:`Lease.acquire`. While the store fails, it is tried again."""
         while True:
             try:
                 began_s = time.monotonic()
-                seen = await asyncio.wait_for(_in_thread(self._read), self._lease_s)  # it may never answer
-                self.leader = seen.epoch, "" if seen.beat is None else seen.beat.address
-                if self._watch.free(seen, began_s, time.monotonic()) and await self._take(seen.epoch + 1):
+                seen = await asyncio.wait_for(_in_thread(self._read), self.lease_s)  # it may never answer
+                free = self._watch.free(seen, began_s, time.monotonic())
+                self._note_leader(seen)
+                self._refuse_foreign(seen)
+                if free and await self._take(seen):
                     return seen.epoch + 1
+            except ConfigError:
+                raise
             except PermissionError as error:
-                raise ConfigError(
-                    "store: expected one that this process may write, where a file is created only if it is "
-                    f"absent (a folder, or s3://), for the lease; found {described(error)}; give it the "
-                    "right, or name another one"
-                ) from None
+                raise _not_written(error) from None
             except Exception as error:  # noqa: BLE001 - libraries of fsspec raise what they like
                 self._complain(error)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._look_now.wait(), self._lease_s / READS)
+                await asyncio.wait_for(self._look_now.wait(), self.lease_s / READS)
             self._look_now.clear()
 
     def leader_died(self, epoch: int) -> None:
@@ -306,23 +410,66 @@ class StoreLease:
             self._keeping = None
         epoch, self._epoch = self._epoch, 0
         if epoch and not self.lost.is_set():
-            work = partial(self._say_released, epoch)
+            work = partial(self._say_released, epoch, self._last_words())
             last = threading.Thread(target=work, name="lease", daemon=True)
             last.start()
             last.join(LAST_WORDS_S)
 
-    async def _take(self, epoch: int) -> bool:
-        """Take that epoch, unless another one was first."""
-        began_s = time.monotonic()
+    def deserted(self, workers: int) -> bool:
+        """Whether its holder is to give it up, for want of workers: so many are connected.
+
+        To be called again and again while it is held.
+        """
+        self._deserted = self._desertion.gives_up(workers, time.monotonic())
+        return self._deserted
+
+    def _last_words(self) -> LeaseBeat:
+        desertion = self._desertion
+        if self._deserted:
+            return desertion.last_words(self._address)
+        known, in_vain = desertion.workers_known, desertion.in_vain
+        return LeaseBeat(count=0, released=True, workers=known, in_vain=in_vain)
+
+    def _note_leader(self, seen: LeaseSeen) -> None:
+        """Note who leads, and log it once that has been seen to lead."""
+        beat = seen.beat
+        self.leader = seen.epoch, "" if beat is None or beat.released else beat.address
+        if self._watch.alive and self.leader != self._told and self.leader[1]:
+            self._told = self.leader
+            _log.info("stands by: the controller at %s leads, with epoch %d", self.leader[1], seen.epoch)
+
+    def _is_foreign(self, beat: LeaseBeat | None) -> bool:
+        """Whether that of another server wrote it; an earlier version does not say."""
+        if beat is None or not beat.authorities or not self._authorities:
+            return False
+        return self._authorities.isdisjoint(beat.authorities)
+
+    def _refuse_foreign(self, seen: LeaseSeen) -> None:
+        """Raise :class:`ConfigError` if a controller of another server leads."""
+        beat = seen.beat
+        if beat is not None and self._watch.alive and self._is_foreign(beat):
+            raise ConfigError(
+                f"lease: expected {self._folder} to be of this server alone, whose cluster_ca has the "
+                f"fingerprint {_named(self._authorities)}; found that the controller at "
+                f"{beat.address or 'an unknown address'} leads by it, whose cluster_ca has "
+                f"{_named(beat.authorities)}; give each server a lease of its own (--lease NAME), and all "
+                "controllers of one server the same cluster_ca"
+            )
+
+    async def _take(self, seen: LeaseSeen) -> bool:
+        """Take the next epoch, unless another one was first."""
+        began_s, epoch = time.monotonic(), seen.epoch + 1
+        if self._is_foreign(seen.beat):
+            _log.warning("the lease was last held by a controller of another server; its time is over")
         place, own = f"{self._folder}/{epoch:09}.epoch", uuid.uuid4().hex.encode()
         try:
             await _in_thread(partial(self._files.put, place, own, lambda: None, new=True, lasts=False))
         except FileExistsError:
             return False
-        tenure = Tenure(self._lease_s, began_s)
-        self._epoch = epoch
+        tenure = Tenure(self.lease_s, began_s)
+        self._epoch, self._desertion = epoch, Desertion(self.lease_s, began_s, seen.beat)
         if tenure.left_s(time.monotonic()) <= 0:
-            await _in_thread(partial(self._say_released, epoch))
+            await _in_thread(partial(self._say_released, epoch, self._last_words()))
             return False  # others may have waited in vain for a heartbeat: the next one is tried
         self._keeping = asyncio.create_task(self._keep(epoch, tenure))
         # It has to last, for ids begin by it. Heartbeats go on meanwhile: a busy disk may take its time.
@@ -337,8 +484,7 @@ class StoreLease:
         """Write heartbeats, until the lease is lost."""
         for count in itertools.count(1):
             began_s = time.monotonic()
-            beat = LeaseBeat(count=count, address=self._address)
-            renewing = asyncio.ensure_future(_in_thread(partial(self._renew, epoch, beat)))
+            renewing = asyncio.ensure_future(_in_thread(partial(self._renew, epoch, count)))
             await asyncio.wait((renewing,), timeout=max(0.0, tenure.left_s(began_s)))
             if not renewing.done():
                 renewing.cancel()
@@ -352,21 +498,37 @@ class StoreLease:
                 self._said = ""
             left_s = tenure.left_s(time.monotonic())
             if left_s <= 0:
-                _log.error("the store took no heartbeat for %.1f s", TENURE * self._lease_s)
+                _log.error("the store took no heartbeat for %.1f s", TENURE * self.lease_s)
                 break
-            await asyncio.sleep(min(left_s, self._lease_s / BEATS))
+            await asyncio.sleep(min(left_s, self.lease_s / BEATS))
         self.lost.set()
 
-    def _renew(self, epoch: int, beat: LeaseBeat) -> int:
+    def _renew(self, epoch: int, count: int) -> int:
         """Write a heartbeat; returns the highest epoch. For any thread, as the others below."""
+        self._renew_authorities()
+        beat = LeaseBeat(
+            count=count, address=self._address, authorities=tuple(sorted(self._authorities)),
+            workers=self._desertion.workers_known, in_vain=self._desertion.in_vain,
+        )  # fmt: skip
         with self._writing:
             if self._epoch == epoch:  # not released meanwhile
                 self._write(epoch, beat)
         return self._newest()
 
-    def _say_released(self, epoch: int) -> None:
+    def _renew_authorities(self) -> None:
+        with suppress(OSError, ValueError):  # it is being replaced: the next time will do
+            self._authorities |= self._read_authorities()
+
+    def _try_to_write(self) -> None:
+        """As an epoch is written, and as a heartbeat is. Raises whatever the store does."""
+        place, put = f"{self._folder}/writable", self._files.put
+        with suppress(FileExistsError):
+            put(place, uuid.uuid4().hex.encode(), lambda: None, new=True, lasts=False)
+        put(place, uuid.uuid4().hex.encode(), lambda: None)
+
+    def _say_released(self, epoch: int, beat: LeaseBeat) -> None:
         with self._writing:
-            self._write(epoch, LeaseBeat(count=0, released=True))
+            self._write(epoch, beat)
 
     def _write(self, epoch: int, beat: LeaseBeat) -> None:
         place, content = f"{self._folder}/{epoch:09}.beat", msgspec.json.encode(beat)
@@ -374,6 +536,7 @@ class StoreLease:
         self._files.put(place, content, lambda: None, lasts=False)
 
     def _read(self) -> LeaseSeen:
+        self._renew_authorities()
         epoch = self._newest()
         try:
             content = self._files.read(f"{self._folder}/{epoch:09}.beat")
@@ -391,3 +554,14 @@ class StoreLease:
         if said != self._said:
             self._said = said
             _log.warning("lease: the store fails: %s", said)
+
+
+def _not_written(error: Exception) -> ConfigError:
+    return ConfigError(
+        "store: expected one that this process may write, where a file is created only if it is absent (a "
+        f"folder, or s3://), for the lease; found {described(error)}; give it the right, or name another one"
+    )
+
+
+def _named(authorities: Iterable[str]) -> str:
+    return ", ".join(sorted(authorities))

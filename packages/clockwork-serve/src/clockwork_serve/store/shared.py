@@ -30,7 +30,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 
-from clockwork_serve.errors import described
+from clockwork_serve.errors import FORBIDDEN, described
 from clockwork_serve.integrity import file_digest, hash_of, sealed, unsealed
 from clockwork_serve.store.settings import Problem, ProblemError, problem
 from clockwork_serve.units import MIB
@@ -45,7 +45,6 @@ DRAFT_S: Final = 86_400.0
 """A draft as old as that is left from a process that was killed; on which machine, nobody knows."""
 _PIECE: Final = 8 * MIB
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_FORBIDDEN: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _RUNTIME_FOLDER: Final = re.compile(r"v\d+-[0-9a-f]{16}")
 _OTHERS_NAMED: Final = 3
 
@@ -496,7 +495,7 @@ class SharedStore:
     def _failure(self, what: str, error: Exception) -> ProblemError:
         found = f"{self.place}: {described(error)}"
         number = getattr(error, "errno", None)
-        if isinstance(error, PermissionError) or number in _FORBIDDEN:
+        if isinstance(error, PermissionError) or number in FORBIDDEN:
             expected = f"a store that this process may {what}"
             advice = "give it the right, or fill the store from where it is given (clockwork profile --store)"
         elif number in FULL:
@@ -518,7 +517,7 @@ def _is_final(error: Exception) -> bool:
     """Whether trying again would not help, or took too long already."""
     number = getattr(error, "errno", None)
     known = isinstance(error, PermissionError | NotADirectoryError | _Stalled)
-    return known or number in _FORBIDDEN or number in FULL
+    return known or number in FORBIDDEN or number in FULL
 
 
 def _watched(work: Callable[[Tick], Answer], stall_s: float) -> Answer:

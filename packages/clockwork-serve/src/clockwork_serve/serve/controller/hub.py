@@ -276,6 +276,11 @@ class Hub:
         """How many requests have no answer."""
         return self._recorder.counters.open
 
+    @property
+    def workers(self) -> int:
+        """How many workers are connected, and have joined."""
+        return len(self._specs)
+
     def hand_over(self) -> None:
         """Have gateways keep new requests for the next controller."""
         for gateway in self._gateways.values():

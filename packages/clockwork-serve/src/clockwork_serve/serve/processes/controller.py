@@ -28,7 +28,7 @@ from clockwork_serve.messages import Role
 from clockwork_serve.serve import child
 from clockwork_serve.serve.controller.hub import Brain, Hub
 from clockwork_serve.serve.driver import UrgentTimer, use_short_slices
-from clockwork_serve.serve.lease import FileLease, Lease, StoreLease
+from clockwork_serve.serve.lease import FileLease, Lease, StoreLease, fingerprints
 from clockwork_serve.serve.transport import SOCKET_NAME, Link, hello, listen
 from clockwork_serve.serve.worker.crash_report import read_crash_report
 from clockwork_serve.telemetry import Journal, Recorder, head_of
@@ -46,6 +46,8 @@ IDS_BITS: Final = 44
 """Where hosts share a lease, the ids of a controller's actions are its epoch, and so many bits."""
 ETCD_ASKED: Final = 5
 """How many members of etcd may be asked in vain within the lease's time: a heartbeat needs two answers."""
+WORKERS_LOOK: Final = 0.1
+"""How often a leader looks whether any worker is connected, as a share of the lease's time."""
 LOOK_S: Final = 0.1  # how often one who stands by tries to reach who leads
 _THRESHOLDS: Final = (10_000, 1000, 1000)
 """Of garbage collection, which takes 0.4 us for each young object. The brain creates no reference cycles."""
@@ -90,7 +92,8 @@ async def lead_once(config: ControllerProcessConfig, lease: Lease, stop: asyncio
         for number in (signal.SIGUSR1, *([signal.SIGTERM] if config.shared else [])):
             loop.add_signal_handler(number, leave.set)
         config = structs.replace(config, controller=brain)
-        await serve(config, Controller(brain), stop, epoch=epoch, leave=leave)
+        shared = lease if isinstance(lease, StoreLease) else None
+        await serve(config, Controller(brain), stop, epoch=epoch, leave=leave, lease=shared)
         lost.cancel()
     lease.release()
 
@@ -122,9 +125,13 @@ async def _stop_if_lost(lease: Lease, stop: asyncio.Event) -> None:
 
 
 async def serve(
-    config: ControllerProcessConfig, brain: Brain, stop: asyncio.Event, *, epoch: int, leave: asyncio.Event
-) -> None:
-    """Run ``brain`` on RUN_DIR/controller.sock until ``stop``, which it sets itself soon after ``leave``."""
+    config: ControllerProcessConfig, brain: Brain, stop: asyncio.Event, *, epoch: int, leave: asyncio.Event,
+    lease: StoreLease | None = None,
+) -> None:  # fmt: skip
+    """Run ``brain`` on RUN_DIR/controller.sock until ``stop``, which it sets itself soon after ``leave``.
+
+    It sets that, too, where the ``lease`` is to be given up, since other controllers may reach workers.
+    """
     settings, journal = config.settings, None
     if (path := settings.journal_path(config.run_dir)) is not None:
         head = structs.replace(
@@ -147,11 +154,14 @@ async def serve(
     hub.driver.wake()
     # What came since is frozen without a pass over it, which would stop the serving controller.
     asyncio.get_running_loop().call_later(_FREEZE_AFTER_S, gc.freeze)
-    handing_over = asyncio.create_task(_hand_over(hub, leave, stop))
+    waiting = [asyncio.create_task(_hand_over(hub, leave, stop))]
+    if lease is not None:
+        waiting.append(asyncio.create_task(_leave_if_deserted(hub, lease, leave)))
     try:
         await _flush_until(stop, journal)
     finally:
-        handing_over.cancel()
+        for task in waiting:
+            task.cancel()
         listener.close()
         hub.driver.close()
         if journal is not None:
@@ -168,6 +178,14 @@ async def _hand_over(hub: Hub, leave: asyncio.Event, stop: asyncio.Event) -> Non
     while hub.open_requests and time.monotonic() < end_s:  # noqa: ASYNC110 - nobody tells of the last one
         await asyncio.sleep(HEARD_S)
     stop.set()
+
+
+async def _leave_if_deserted(hub: Hub, lease: StoreLease, leave: asyncio.Event) -> None:
+    """Ask to leave once no worker has been connected for so long that another controller had better lead."""
+    while not lease.deserted(hub.workers):  # noqa: ASYNC110 - time alone may make it so
+        await asyncio.sleep(lease.lease_s * WORKERS_LOOK)
+    _log.error("no worker is connected any more: gives up the lease, for another controller may reach them")
+    leave.set()
 
 
 async def _flush_until(stop: asyncio.Event, journal: Journal | None) -> None:
@@ -198,7 +216,12 @@ def shared_lease(settings: Settings) -> StoreLease:
     members, name = settings.lease_place
     lease_s = settings.lease_time_s
     documents = EtcdDocuments(members, lease_s / ETCD_ASKED) if members else files_of(settings.store)
-    return StoreLease(documents, name, lease_s, address)
+    return StoreLease(documents, name, lease_s, address, partial(fingerprints, settings.cluster_ca))
+
+
+async def check_shared_lease(settings: Settings) -> None:
+    """Raise :class:`ConfigError` if a controller with these settings could never lead; for its start."""
+    await shared_lease(settings).check()
 
 
 async def watch_leader(lease: StoreLease, name: str, settings: Settings) -> None:

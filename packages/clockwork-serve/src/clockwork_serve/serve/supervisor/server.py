@@ -34,6 +34,7 @@ from clockwork_serve.messages import (
     WorkerHung,
 )
 from clockwork_serve.serve.gateway.access import check_access_files
+from clockwork_serve.serve.processes.controller import check_shared_lease
 from clockwork_serve.serve.remote.config import check_listening
 from clockwork_serve.serve.supervisor.catalogue import Catalogue, Repairs
 from clockwork_serve.serve.supervisor.config import ServerConfig
@@ -132,6 +133,8 @@ class Server:
 
         Raises :class:`ClockworkError` if nothing can be served, or a process keeps failing.
         """
+        if not self.config.devices:
+            await check_shared_lease(self.settings)
         await self._loader.find_all()
         if (journal := self.settings.journal_path(str(self.run_dir))) is not None:
             Journal(journal).close()  # a path that cannot be written ends the start, not a process later
