@@ -6,7 +6,8 @@ each SIGKILL the one that stands by takes over; the next kill waits until there 
 ``--hand-over`` it is asked to hand over, and not killed. With ``--hosts`` controllers are on hosts of their
 own, with a shared store: all processes of who leads are killed; then its cable is pulled, again and again.
 ``--undisturbed MINUTES``: on the same hosts nobody is killed, while other programs burn every core: who leads
-must lead to the end. ``--hosts --filtered``: see :mod:`benchmarks.filtered`.
+must lead to the end. ``--hosts --filtered``: see :mod:`benchmarks.filtered`; ``--hosts --one-way``: see
+:mod:`benchmarks.failover_one_way`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
@@ -247,14 +248,14 @@ HOSTS: Final = ("controller-a", "controller-b", "worker", "gateway")
 class Hosts:
     """Two controllers with one store, a worker with two devices, and a gateway, on a host each."""
 
-    def __init__(self, folder: Path, home: list[Host], stack: ExitStack) -> None:
-        self._folder, self._stack = folder, stack
-        self._home = dict(zip(HOSTS, home, strict=True))
+    def __init__(self, folder: Path, home: list[Host], stack: ExitStack, lease_s: float = LEASE_S) -> None:
+        self._folder, self._stack, self._lease_s = folder, stack, lease_s
+        self.home = dict(zip(HOSTS, home, strict=True))
         self._files = dict(zip(HOSTS, certificates(folder, [host.address for host in home]), strict=True))
         # In a network of its own, every port is free that is here.
         self._at = {
             name: f"{at.address}:{free_port('127.0.0.1' if at.before else at.address)}"
-            for name, at in ((name, self._home[name]) for name in HOSTS[:2])
+            for name, at in ((name, self.home[name]) for name in HOSTS[:2])
         }
         self.controllers: dict[str, Machine] = {}
         """All that should run."""
@@ -273,9 +274,9 @@ class Hosts:
 
     def start(self, name: str) -> None:
         """Start a controller."""
-        host = self._home[name]
+        host = self.home[name]
         settings = {
-            "listen_machines": self._at[name], "lease_s": LEASE_S, "host": host.address,
+            "listen_machines": self._at[name], "lease_s": self._lease_s, "host": host.address,
             "metrics_port": 0, "log_level": "warning",
         }  # fmt: skip
         words = ["controller", *words_of(settings | self._files[name]), *self._stored(name), "--json"]
@@ -384,11 +385,21 @@ class Watcher:
             self.over.set()
 
 
-Meddler = TypeVar("Meddler", HostKiller, Watcher)
+class Meddles(Protocol):
+    """Whoever meddles with hosts; ``over`` is set at the end, ``wrong`` says what it stumbled over."""
+
+    wrong: str
+    over: threading.Event
+
+    def run(self) -> None:
+        """Do it, from a thread of its own."""
+
+
+Meddler = TypeVar("Meddler", bound=Meddles)
 
 
 def play_hosts(
-    folder: Path, seed: int, outcome: Outcome, meddler: Callable[[Hosts], Meddler]
+    folder: Path, seed: int, outcome: Outcome, meddler: Callable[[Hosts], Meddler], lease_s: float = LEASE_S
 ) -> tuple[Meddler, Report]:
     """Controllers on two hosts, their load, and somebody who meddles with them, from a thread of its own."""
     (folder / "store").mkdir(parents=True)
@@ -396,7 +407,7 @@ def play_hosts(
         repositories.emulated(folder / "models", f"m{model}", {1: SERVICE_MS}, load_ms=2)
     with hosts(len(HOSTS)) as (_, home, truth), ExitStack() as stack:
         outcome.figures["hosts"] = truth
-        made = Hosts(folder, home, stack)
+        made = Hosts(folder, home, stack, lease_s)
         who = meddler(made)
         until("it serves", made.whole, 60, 0.05)
         thread = threading.Thread(target=who.run, daemon=True)
@@ -451,6 +462,7 @@ def main() -> int:
     options.add_argument(
         "--filtered", action="store_true", help="with --hosts: no worker reaches the gateway's tensors"
     )
+    options.add_argument("--one-way", action="store_true", help="with --hosts: workers are cut one way")
     given = options.parse_args()
     times = KILLS_SHORT if given.short else given.rounds
     with tempfile.TemporaryDirectory(prefix="cw") as name:
@@ -462,6 +474,11 @@ def main() -> int:
             from benchmarks.filtered import measure_filtered
 
             measure_filtered(Path(name), outcome)
+            return finish(outcome, given.json)
+        if given.hosts and given.one_way:
+            from benchmarks.failover_one_way import measure_one_way
+
+            measure_one_way(Path(name), times, given.seed, outcome)
             return finish(outcome, given.json)
         if given.hosts:
             for cut in (False, True):

@@ -20,6 +20,7 @@ import trustme
 from harness.process_tree import descendants
 
 LOOPBACK: Final = "the loopback"
+NOBODY: Final = "02:00:00:00:00:01"  # a network card that is not there
 START_S: Final = 120.0
 STOP_S: Final = 30.0
 
@@ -41,6 +42,15 @@ class Host:
         """Put the cable back."""
         if self.cable:
             ip("link", "set", self.cable, "up")
+
+    def lose_way_to(self, other: Host) -> None:
+        """Have nothing that it sends to the other one arrive; it still hears that one. Needs a cable."""
+        entry = (other.address, "lladdr", NOBODY, "dev", "eth0", "nud", "permanent")
+        ip("-n", self.before[-1], "neigh", "replace", *entry)
+
+    def find_way_to(self, other: Host) -> None:
+        """Undo that."""
+        ip("-n", self.before[-1], "neigh", "del", other.address, "dev", "eth0")
 
 
 def ip(*words: str) -> None:
