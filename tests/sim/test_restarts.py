@@ -7,6 +7,7 @@ import pytest
 from clockwork_serve.fence import Fence
 from clockwork_serve.messages import (
     Answer,
+    Cause,
     Infer,
     Load,
     Outcome,
@@ -51,6 +52,17 @@ def test_what_can_wait_is_asked_again_once_and_answered():
     assert again, "nothing was open"
     assert all(len(times) == 2 and times[0] < NS_PER_S < BACK_NS < times[1] for times in again.values())
     assert {outcomes[one] for one in again} == {Outcome.OK}
+
+
+def test_who_heard_nothing_until_its_verdict_was_due_is_answered_or_told_of_a_broken_promise():
+    made = scenario(Fault(kind="controller", at_s=1.0), rate_rps=2000, slo_ms=600)
+    _, steps = played(made, decide_ns=0)
+
+    again = {request.request_id for _, request in steps.seen(Request) if request.awaited}
+    ends = [(end.outcome, end.reason, end.cause) for _, end in steps.done(Answer) if end.request_id in again]
+    broken = (Outcome.EXPIRED, Reason.PROMISE_BROKEN, Cause.CONTROLLER_LOST)
+    assert {*ends} == {(Outcome.OK, Reason.NONE, Cause.NONE), broken}
+    assert ends.count(broken) < len(ends) / 2
 
 
 def test_what_comes_meanwhile_and_what_cannot_wait_is_told_at_once():

@@ -575,7 +575,7 @@ class OpenRequests:
         asked_ns = request.decide_ns if request.decide_ns >= 0 else self._config.decide_ns
         if asked_ns < 0 or self._config.policy != "default":
             return reason is Reason.WOULD_MISS_DEADLINE and self._config.reject_infeasible
-        # After the verdict a no would be a broken promise. What a dead controller promised is not known.
+        # After the verdict a no would be a broken promise, of whichever controller.
         at_once_ns = min(AT_ONCE_NS, (request.deadline_ns - request.arrival_ns) // 10)
         in_time = now_ns <= request.arrival_ns + max(asked_ns, at_once_ns)
-        return reason is Reason.WOULD_MISS_DEADLINE and (in_time or self._controller_lost)
+        return reason is Reason.WOULD_MISS_DEADLINE and in_time

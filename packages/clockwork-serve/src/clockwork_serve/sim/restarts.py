@@ -223,7 +223,7 @@ class Restarts:
             return ()
         asked, self.awaiting_failover = self.awaiting_failover, {}
         self._sent_twice.update(asked)
-        return tuple(asked.values())
+        return tuple([replace(request, awaited=True) for request in asked.values()])
 
 
 def adopted_infers(controller: Controller, known: set[int]) -> Counter[tuple[str, int]]:
