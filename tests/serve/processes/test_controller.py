@@ -17,6 +17,7 @@ import pytest
 import uvloop
 
 from clockwork_serve.config import Settings
+from clockwork_serve.controller import Controller
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import (
     Answer,
@@ -41,12 +42,14 @@ from clockwork_serve.messages import (
     Role,
     Status,
 )
+from clockwork_serve.serve import lease as lease_module
 from clockwork_serve.serve.child import EXIT_BROKEN, EXIT_CONFIG
-from clockwork_serve.serve.lease import LEASE_NAME, create_lease
+from clockwork_serve.serve.lease import LEASE_NAME, StoreLease, create_lease
 from clockwork_serve.serve.processes import controller as process
 from clockwork_serve.serve.processes.controller import ControllerProcessConfig
 from clockwork_serve.serve.supervisor.processes import Child, Launch
 from clockwork_serve.serve.transport import SOCKET_NAME, Link, connect, hello
+from clockwork_serve.store.shared import FolderFiles
 from clockwork_serve.telemetry import read_journal
 from clockwork_serve.units import NS_PER_S
 from tests.serve.controller.exchanges import joined
@@ -209,6 +212,29 @@ async def test_who_stands_by_ends_when_it_is_told_to_and_never_listens(
         await waiting
     assert lease.released
     assert not (tmp_path / SOCKET_NAME).exists()
+
+
+async def test_a_leader_whose_last_worker_is_gone_hands_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "REIGN_S", 0.1)
+    lease, stop = StoreLease(FolderFiles(tmp_path), "main", 0.4), asyncio.Event()
+    config = ControllerProcessConfig(run_dir=str(tmp_path))
+    epoch = await lease.acquire()
+    serving = asyncio.create_task(
+        process.serve(
+            config, Controller(config.controller), stop, epoch=epoch, leave=asyncio.Event(), lease=lease
+        )
+    )
+    _, worker, gateway = await warm(tmp_path)
+    await asyncio.sleep(1)
+    assert not gateway.of(HandingOver)
+    worker.link.close()
+    await gateway.until(HandingOver)
+    async with asyncio.timeout(30):
+        await serving
+    assert stop.is_set()
+    lease.release()
 
 
 def request(number: int) -> Request:
