@@ -14,6 +14,7 @@ from clockwork_serve.apps.ray.deployment import (
     ClusterRole,
     Deployment,
     Node,
+    Section,
     bundles_for,
     command_of,
     read_deployment,
@@ -82,7 +83,7 @@ def test_roles_are_those_of_the_file_on_the_nodes_that_labels_select(tmp_path: P
         "worker-cuda-1", "worker-cuda-2", "worker-try-bbbbbbbb-0", "worker-try-bbbbbbbb-1",
     ]  # fmt: skip
     assert found["gateway-cccccccc-0"].labels == {"front": "yes", NODE_ID: "c" * 56}
-    assert found["worker-cuda-1"].labels == {"ray.io/accelerator-type": "in(A100, H100)"}
+    assert found["worker-cuda-1"].labels == {"ray.io/accelerator-type": "in(A100,H100)"}
     assert [role.gpus for role in found.values()] == [0, 0, 0, 0, 2, 2, 2, 0, 0]
     assert found["controller-1"].port == 7000
     assert found["worker-cuda-0"].grace_s == 8.0
@@ -104,7 +105,7 @@ def test_a_node_that_joins_gets_its_part_and_changes_no_other(tmp_path: Path) ->
 
 def test_wanted_devices_are_workers_of_the_kind_with_most(tmp_path: Path) -> None:
     roles = large(tmp_path).values()
-    cuda = Bundle(resources={"CPU": 1.0, "GPU": 2.0}, labels={"ray.io/accelerator-type": "in(A100, H100)"})
+    cuda = Bundle(resources={"CPU": 1.0, "GPU": 2.0}, labels={"ray.io/accelerator-type": "in(A100,H100)"})
     other = Bundle(resources={"CPU": 1.0}, labels={"front": "!yes"})
 
     assert bundles_for(8, roles) == [other, other, cuda, cuda, cuda]  # six on GPUs, as there are
@@ -230,5 +231,21 @@ def test_nodes_that_are_too_few_are_counted(tmp_path: Path, text: str, nodes: li
     [("x", True), ("!x", False), ("in(w, x)", True), ("!in(w, x)", False), ("in(w)", False), ("!w", True)],
 )
 def test_selectors_are_those_of_ray(wanted: str, is_selected: bool) -> None:
-    assert selects({"key": wanted}, {"key": "x", "other": "w"}) is is_selected
-    assert selects({"key": wanted}, {}) is wanted.startswith("!")
+    selector = Section(labels={"key": wanted}).labels
+
+    assert selects(selector, {"key": "x", "other": "w"}) is is_selected
+    assert selects(selector, {}) is wanted.startswith("!")
+
+
+@pytest.mark.parametrize("table", ["controllers", "gateways", "[workers]"])
+@pytest.mark.parametrize("wanted", ["in(a,b)", "in(a, b)", "!in( c ,d )"])
+def test_ray_gets_no_blank_in_a_selector_for_it_takes_one_for_a_part_of_the_value(
+    tmp_path: Path, table: str, wanted: str
+) -> None:
+    head, _, workers = SMALL.partition("[[workers]]")
+    part = f'[{table}]\nlabels = {{zone = "{wanted}"}}\n'
+    text = f"{head}{part}{workers}" if table == "[workers]" else f"{SMALL}{part}"
+
+    found = roles_of(deployment(tmp_path, text), [node("a" * 56, zone="a")])
+
+    assert [role.labels["zone"] for role in found if role.labels] == [wanted.replace(" ", "")]

@@ -39,6 +39,11 @@ class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     labels: dict[str, str] = {}
     settings: dict[str, Any] = {}
 
+    def __post_init__(self) -> None:
+        # To Ray a blank after a comma is a part of the value, so that "in(a, b)" would select "a" alone.
+        labels = {key: re.sub(r"\s*([(,)])\s*", r"\1", wanted) for key, wanted in self.labels.items()}
+        msgspec.structs.force_setattr(self, "labels", labels)
+
 
 class Controllers(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``[controllers]``, each on a node of its own; ``port`` is for other nodes, 0 for one that is free."""
@@ -287,11 +292,11 @@ def _short(field: str, expected: str, found: float) -> ConfigError:
 
 
 def selects(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
-    """Whether a node with these labels is meant: ``value``, ``in(a, b)``, and each with ``!`` before it."""
+    """Whether a node with these labels is meant: ``value``, ``in(a,b)``, and each with ``!`` before it."""
     for key, wanted in selector.items():
         plain = wanted.removeprefix("!")
         values = plain[3:-1].split(",") if re.fullmatch(r"in\(.*\)", plain) else [plain]
-        if (labels.get(key) in {value.strip() for value in values}) is wanted.startswith("!"):
+        if (labels.get(key) in values) is wanted.startswith("!"):
             return False
     return True
 
