@@ -138,7 +138,7 @@ def test_command_lines_hold_what_the_file_says_and_what_the_place_is(tmp_path: P
         "gateway", "--json", "--host=0.0.0.0", "--no-model-control", "--shared-memory=off",
         "--trusted-hosts=a.example", "--controller=10.0.0.1:7000,10.0.0.2:7000",
         "--machine-name=gateway-aaaaaaaa-0", "--cluster-certificate=/run/certificate.pem",
-        "--cluster-key=/run/key.pem", "--cluster-ca=/run/ca.pem",
+        "--cluster-key=/run/key.pem", "--cluster-ca=/run/ca.pem", "--cluster-name=cluster.clockwork",
     ]  # fmt: skip
     worker = words(found["worker-cuda-2"])
     assert worker[3:7] == ["worker", "--device=cuda", "--device=cuda", "--store=s3://models/shop"]
@@ -194,6 +194,7 @@ def test_a_small_file_is_one_of_everything(tmp_path: Path) -> None:
         (SMALL + "settings = {thread = 1}\n", "did you mean threads?"),
         (SMALL + "settings = {threads = 0}\n", "workers[0].settings.threads (from FILE): expected a whole"),
         (SMALL + "[gateways.settings]\ncontroller = 'x:1'\n", "gateways.settings.controller (from FILE)"),
+        (SMALL + "settings = {cluster_name = 'x.y'}\n", "workers[0].settings.cluster_name (from FILE)"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named_with_what_was_expected(tmp_path: Path, text: str, said: str) -> None:

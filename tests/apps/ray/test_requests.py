@@ -41,7 +41,7 @@ class Stage:
 
     def add(self, namespace: str, *roles: ClusterRole) -> Any:
         """The directory of a deployment with these roles."""
-        directory = self.ray.actors[namespace, "directory"] = self.actors.Directory()
+        directory = self.ray.actors[namespace, "directory"] = self.actors.Directory(None)
         for role in roles:
             directory.beat(role, "life", "")
         return directory
@@ -50,7 +50,7 @@ class Stage:
         """The controller's actor."""
         facts = msgspec.json.encode({"listening": True, "devices_wanted": str(self.file) if advises else ""})
         self.actors.command_of = lambda *given: [sys.executable, "-c", SAYS, facts.decode()]
-        return self.actors.RoleActor(CONTROLLER)
+        return self.actors.RoleActor(CONTROLLER, self.actors.Credentials(certificate=b"", key=b"", ca=b""))
 
     def advise(self, wanted: int, *, at_ns: int = 0) -> None:
         """What the observer writes down."""

@@ -1,4 +1,4 @@
-"""The actors: one for each role, which keeps its process, and the directory, which signs and remembers.
+"""The actors: one for each role, which keeps its process, and the directory, which knows all roles.
 
 No request, tensor or timed action passes through an actor: processes speak to each other, by mutual TLS.
 """
@@ -6,7 +6,7 @@ No request, tensor or timed action passes through an actor: processes speak to e
 from __future__ import annotations
 
 import datetime as dt
-import ipaddress
+import fcntl
 import json
 import os
 import shutil
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 from urllib.parse import urlsplit
 
+import msgspec
 import ray
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -30,6 +31,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from msgspec import Struct
 
 from clockwork_serve.apps.ray.deployment import (
+    CLUSTER_NAME,
     CONTROLLER_ROLE,
     Bundle,
     ClusterRole,
@@ -41,41 +43,89 @@ from clockwork_serve.errors import described, printable
 from clockwork_serve.telemetry.counters import DevicesWanted
 
 PEM: Final = serialization.Encoding.PEM
+AUTHORITY_NAME: Final = "clockwork authority"
 
 # ------------------------------------------------------------
-# The directory. A new one, after its node was lost, has another key: roles then ask it for new certificates,
-# and tell it again what and where they are.
+# What roles know each other by.
 
 
-DIRECTORY: Final = "directory"
-AUTHORITY_DAYS, CERTIFICATE_DAYS = 3650, 30
+VALID_DAYS: Final = 3650
 _DAY: Final = dt.timedelta(days=1)
 
 
+class Credentials(Struct, frozen=True, kw_only=True):
+    """Of all roles of a deployment, in PEM: a certificate, its key, and the authority that signed it."""
+
+    certificate: bytes
+    key: bytes
+    ca: bytes
+
+
+def new_credentials() -> Credentials:
+    """Of an authority whose key is forgotten, so that it signs nothing more."""
+    signer, own = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    authority = x509.BasicConstraints(ca=True, path_length=0)
+    named = x509.SubjectAlternativeName([x509.DNSName(CLUSTER_NAME)])
+    return Credentials(
+        certificate=_signed(signer, CLUSTER_NAME, own.public_key(), named),
+        key=own.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
+        ca=_signed(signer, AUTHORITY_NAME, signer.public_key(), authority),
+    )
+
+
+def _signed(
+    signer: ec.EllipticCurvePrivateKey, name: str, key: ec.EllipticCurvePublicKey, more: x509.ExtensionType
+) -> bytes:
+    now = dt.datetime.now(dt.UTC)
+    made = x509.CertificateBuilder().issuer_name(_named(AUTHORITY_NAME)).subject_name(_named(name))
+    made = made.public_key(key).serial_number(x509.random_serial_number())
+    made = made.not_valid_before(now - _DAY).not_valid_after(now + VALID_DAYS * _DAY)
+    made = made.add_extension(more, critical=isinstance(more, x509.BasicConstraints))
+    made = made.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
+    return made.add_extension(issuer, critical=False).sign(signer, hashes.SHA256()).public_bytes(PEM)
+
+
+def _named(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+
+
+# ------------------------------------------------------------
+# The directory. Where its node was lost, Ray starts it elsewhere, with the same credentials; roles tell it
+# again what and where they are.
+
+
+DIRECTORY: Final = "directory"
+
+
 class Register(Struct, frozen=True, kw_only=True):
-    """What the directory tells a role: addresses of controllers by name, its own restarts, the authority.
+    """What the directory tells a role: addresses of controllers by name, its own restarts.
 
     ``wanted``: how many devices Ray is to be asked for; 0: none.
     """
 
     controllers: dict[str, str] = {}
     restarts: int = 0
-    authority: bytes = b""
     wanted: int = 0
 
 
 class Directory:
-    """Signs a cluster's certificates, with a key that never leaves it, and knows its roles."""
+    """Knows a deployment's roles, and has what they know each other by."""
 
-    def __init__(self) -> None:
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = _named("clockwork cluster")
-        own = x509.BasicConstraints(ca=True, path_length=0)
-        self._authority = self._signed(self._name, self._key.public_key(), AUTHORITY_DAYS, own)
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
         self._controllers: dict[str, str] = {}
         self._lives: dict[str, set[str]] = {}
         self._roles: dict[str, ClusterRole] = {}
         self._wanted = 0
+
+    def credentials(self) -> Credentials:
+        """Those that a role is created with."""
+        return self._credentials
+
+    def roles(self) -> dict[str, ClusterRole]:
+        """All that were ever alive, and are not forgotten."""
+        return self._roles
 
     def beat(self, role: ClusterRole, life: str, address: str) -> Register:
         """A role is alive; ``life`` is its actor's, ``address`` a controller's, once it has one."""
@@ -84,16 +134,14 @@ class Directory:
         lives.add(life)
         if address:
             self._controllers[role.name] = address
-        return Register(
-            controllers=self._controllers, restarts=len(lives) - 1, authority=self._authority,
-            wanted=self._wanted,
-        )  # fmt: skip
+        return Register(controllers=self._controllers, restarts=len(lives) - 1, wanted=self._wanted)
 
-    def forget(self, name: str) -> None:
-        """A role is no more."""
-        self._controllers.pop(name, None)
-        self._lives.pop(name, None)
-        self._roles.pop(name, None)
+    def forget(self, *names: str) -> None:
+        """These roles are no more."""
+        for name in names:
+            self._controllers.pop(name, None)
+            self._lives.pop(name, None)
+            self._roles.pop(name, None)
 
     def want(self, devices: int) -> int:
         """From now on so many devices are wanted, 0: nobody says how many; returns how many were before."""
@@ -103,29 +151,6 @@ class Directory:
     def bundles(self) -> list[Bundle]:
         """What Ray is to be asked for."""
         return bundles_for(self._wanted, self._roles.values()) if self._wanted else []
-
-    def certify(self, request: bytes, host: str) -> bytes:
-        """A certificate for who has the key of a request (both PEM), at that address."""
-        asked, own = x509.load_pem_x509_csr(request), ipaddress.ip_address(host)
-        # Whoever connects to an address of the loopback does so from this one.
-        more = [ipaddress.ip_address("127.0.0.1")] if own.is_loopback else []
-        at = x509.SubjectAlternativeName([x509.IPAddress(one) for one in dict.fromkeys([own, *more])])
-        return self._signed(asked.subject, asked.public_key(), CERTIFICATE_DAYS, at)
-
-    def _signed(self, name: x509.Name, key: Any, days: int, more: x509.ExtensionType) -> bytes:
-        now = dt.datetime.now(dt.UTC)
-        signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
-        made = x509.CertificateBuilder().issuer_name(self._name).subject_name(name).public_key(key)
-        made = made.serial_number(x509.random_serial_number())
-        made = made.not_valid_before(now - _DAY).not_valid_after(now + days * _DAY)
-        made = made.add_extension(more, critical=isinstance(more, x509.BasicConstraints))
-        made = made.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-        made = made.add_extension(signer, critical=False)
-        return made.sign(self._key, hashes.SHA256()).public_bytes(PEM)
-
-
-def _named(name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
 
 
 def namespaces() -> list[str]:
@@ -169,7 +194,6 @@ PAUSE_S, PAUSE_S_MAX, STEADY_S = 0.1, 10.0, 10.0
 """Between starts: the first pause, doubled up to the last; after a run that long, the first again."""
 LIVES_S: Final = 3.0
 """A worker that has lived for so long is taken to be well."""
-RENEW_S: Final = CERTIFICATE_DAYS * 86_400 / 3
 COMPLETE_S: Final = 30.0
 """So long a role waits until all controllers have an address; then some will do."""
 TURN_S: Final = 15.0
@@ -208,17 +232,19 @@ class RoleReport(Struct, frozen=True, kw_only=True):
 class RoleActor:
     """The actor of a role: starts its process, again when it ended, and ends it with itself."""
 
-    def __init__(self, role: ClusterRole) -> None:
+    def __init__(self, role: ClusterRole, credentials: Credentials) -> None:
         here = ray.get_runtime_context()
         self._role = role
         self._host: str = ray.util.get_node_ip_address()
         self._node: str = here.get_node_id()
         self._directory = ray.get_actor(DIRECTORY, namespace=here.namespace)
-        self._folder = _private_folder(f"{here.namespace}-{self._node[:12]}-{role.name}")
-        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._folder, self._lock = _private_folder(f"{here.namespace}-{self._node[:12]}-{role.name}")
+        for what, content in msgspec.structs.asdict(credentials).items():
+            path = Path(self._file(what))
+            path.touch(mode=0o600)
+            path.write_bytes(content)
         self._register = Register()
         self._address = ""  # of a controller, once it has a port
-        self._certified_s = -RENEW_S
         self._child: subprocess.Popen[bytes] | None = None
         self._facts: dict[str, Any] = {}  # that it has told
         self._known: frozenset[str] = frozenset()  # controllers that it was told
@@ -262,11 +288,11 @@ class RoleActor:
         return "failing" if self._failures > 1 else "starting" if pid is not None else "waiting"
 
     def stop(self) -> None:
-        """End the process, which finishes what waits, and forget the role; returns when it has ended."""
+        """End the process, which finishes what waits; returns when it has ended."""
         self._stopped.set()
         self._thread.join()
         shutil.rmtree(self._folder, ignore_errors=True)
-        ray.get(self._directory.forget.remote(self._role.name), timeout=PATIENCE_S)
+        os.close(self._lock)
 
     def _keep(self) -> None:
         """In a thread of its own, which lives as long as the actor, for the process ends with it."""
@@ -285,16 +311,11 @@ class RoleActor:
         self._end()
 
     def _beat(self) -> None:
-        """Ask the directory, and for a certificate if its authority is another one, or ours is old."""
+        """Tell the directory that the role is alive, and learn where controllers are."""
         beat = self._directory.beat.remote(self._role, f"{self._node}:{os.getpid()}", self._address)
-        found: Register = ray.get(beat, timeout=PATIENCE_S)
-        old = time.monotonic() - self._certified_s >= RENEW_S
-        if old or found.authority != self._register.authority:
-            self._certify(found.authority)
-            self._certified_s = time.monotonic()
-        self._register = found
+        self._register = ray.get(beat, timeout=PATIENCE_S)
         if self._role.kind == CONTROLLER_ROLE and not self._address:
-            before = found.controllers.get(self._role.name, "")
+            before = self._register.controllers.get(self._role.name, "")
             self._address = joined(self._host, self._role.port or _free_port(self._host, before))
 
     def _follow_advice(self) -> None:
@@ -316,22 +337,6 @@ class RoleActor:
             self._requested_s = now_s
             request_devices()
             self._unrequested = False
-
-    def _certify(self, authority: bytes) -> None:
-        """Files for the process, which reads them again for each connection."""
-        asked = x509.CertificateSigningRequestBuilder(_named(self._role.name)).sign(
-            self._key, hashes.SHA256()
-        )
-        certified = self._directory.certify.remote(asked.public_bytes(PEM), self._host)
-        form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        for what, content in (
-            ("key", self._key.private_bytes(PEM, *form)),
-            ("certificate", ray.get(certified, timeout=PATIENCE_S)),
-            ("ca", authority),
-        ):
-            path = Path(self._file(what))
-            path.touch(mode=0o600)
-            path.write_bytes(content)
 
     def _file(self, what: str) -> str:
         return str(self._folder / f"{what}.pem")
@@ -388,15 +393,38 @@ class RoleActor:
             child.wait()
 
 
-def _private_folder(name: str) -> Path:
-    """A folder of this user alone, the same one for each life of an actor on a node. Raises OSError."""
+def _private_folder(name: str) -> tuple[Path, int]:
+    """A folder of this user alone, the same one for each life of an actor on a node, and a lock on it.
+
+    Folders whose lock nobody holds are removed, for keys are in them: their node was lost. Raises OSError.
+    """
     top = Path(tempfile.gettempdir(), f"clockwork-ray-{os.geteuid()}")
     top.mkdir(mode=0o700, exist_ok=True)
     found = top.lstat()
     if found.st_uid != os.geteuid() or found.st_mode & 0o077:
         raise PermissionError(f"expected {top} to be a folder of this user alone; remove it")
-    (top / name).mkdir(exist_ok=True)
-    return top / name
+    alone = _locked(top / "lock", fcntl.LOCK_EX)  # another actor could remove what is not locked yet
+    try:
+        (top / name).mkdir(exist_ok=True)
+        held = _locked(top / name / "lock", fcntl.LOCK_SH)
+        for lock in top.glob("*/lock"):
+            with suppress(OSError):  # it is held, or its actor removes it now
+                os.close(_locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB))
+                shutil.rmtree(lock.parent, ignore_errors=True)
+    finally:
+        os.close(alone)
+    return top / name, held
+
+
+def _locked(file: Path, how: int) -> int:
+    """A descriptor that keeps a lock on a file until it is closed. Raises OSError."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, how)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _listen(stdout: IO[bytes], facts: dict[str, Any]) -> None:

@@ -18,10 +18,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from clockwork_serve.apps.ray.actors import (
     DIRECTORY,
+    Credentials,
     Directory,
     RoleActor,
     RoleReport,
     namespaces,
+    new_credentials,
     request_devices,
 )
 from clockwork_serve.apps.ray.deployment import (
@@ -170,23 +172,23 @@ def up(
         raise ConfigError(f"drain: expected the id of a node, found {', '.join(leaving)}; known: {known}")
     stay = [node for node in there if node.node_id not in left]
     wanted = {role.name: role for role in roles_of(deployment, stay)}
-    ray.remote(Directory).options(name=DIRECTORY, get_if_exists=True, num_cpus=0, **_FOR_EVER).remote()
+    credentials, created = _directory(timeout_s)
     running = reports()
+    created |= {name: found.role for name, found in running.items() if isinstance(found, RoleReport)}
     ended = [name for name in running if name not in wanted]
-    roles = [found.role for found in running.values() if isinstance(found, RoleReport)]
-    if _places(roles) - _places(wanted.values()):
+    replaced = _places(created.values()) != _places(wanted.values())
+    if replaced:
         ended += [name for name in running if name in wanted and wanted[name].kind == CONTROLLER_ROLE]
-        _stop(ended, running)
-        _remove_group()  # which cannot be changed
-    else:
-        _stop(ended, running)
+    _stop(ended, running)
+    if replaced:
+        _remove_group()  # which cannot be changed, and may wait for nodes that are not there
     for name, role in wanted.items():
         found = None if name in ended else running.get(name)
-        if _differs(found, role, left):
+        if found is None or created.get(name) != role or _moves(found, left):
             tell(0, len(wanted), name)
             _stop([name] if found else [], running)
-            _create(role, left)
-            if found and role.kind != WORKER_ROLE:
+            _create(role, credentials, left)
+            if isinstance(found, RoleReport) and role.kind != WORKER_ROLE:
                 _wait_ready({name}, tell, timeout_s)
     return _wait_ready(wanted.keys(), tell, timeout_s)
 
@@ -194,12 +196,33 @@ def up(
 _FOR_EVER: Final = {"lifetime": "detached", "max_restarts": -1, "max_task_retries": -1}
 
 
-def _differs(found: RoleReport | str | None, role: ClusterRole, left: Collection[str]) -> bool:
-    """Whether a role must be made, or made again. One that does not answer Ray is about to start again."""
-    if not isinstance(found, RoleReport):
-        return found is None
-    moves = found.node in left and role.kind != CONTROLLER_ROLE
-    return found.role != role or found.state == "stopped" or moves
+def _directory(timeout_s: float) -> tuple[Credentials, dict[str, ClusterRole]]:
+    """What the directory has, and what it knows that roles were created as. Raises :class:`DeploymentError`.
+
+    It knows no role that was never alive: that one waits for room on a node, and may be created again.
+    """
+    made = ray.remote(Directory).options(name=DIRECTORY, get_if_exists=True, num_cpus=0, **_FOR_EVER)
+    directory = made.remote(new_credentials())  # which one that is there already does not take
+    try:
+        credentials, roles = ray.get(
+            [directory.credentials.remote(), directory.roles.remote()], timeout=timeout_s
+        )
+    except ray.exceptions.RayError as error:
+        raise DeploymentError(
+            f"directory: expected it to answer within {timeout_s:g} s; found {described(error, 300)}; see "
+            "whether Ray's nodes are there (ray status), then clockwork ray up again"
+        ) from None
+    return credentials, roles
+
+
+def _moves(found: RoleReport | str, left: Collection[str]) -> bool:
+    """Whether what is as the file wants it is made again all the same: it was ended, or its node is to leave.
+
+    One that does not answer Ray is about to start again.
+    """
+    if isinstance(found, str):
+        return False
+    return found.state == "stopped" or (found.node in left and found.role.kind != CONTROLLER_ROLE)
 
 
 def _places(roles: Iterable[ClusterRole]) -> set[str]:
@@ -207,7 +230,7 @@ def _places(roles: Iterable[ClusterRole]) -> set[str]:
     return {f"{one.controllers} {one.cpus} {one.labels}" for one in roles if one.kind == CONTROLLER_ROLE}
 
 
-def _create(role: ClusterRole, left: Collection[str]) -> None:
+def _create(role: ClusterRole, credentials: Credentials, left: Collection[str]) -> None:
     options: dict[str, Any] = {"num_cpus": role.cpus, "num_gpus": role.gpus}
     if role.kind == CONTROLLER_ROLE:
         group = _group(role)
@@ -216,7 +239,7 @@ def _create(role: ClusterRole, left: Collection[str]) -> None:
         avoided = {NODE_ID: f"!in({','.join(sorted(left))})"} if left else {}
         options |= {"scheduling_strategy": "SPREAD", "label_selector": {**avoided, **role.labels}}
     actor = ray.remote(RoleActor).options(name=role.name, max_concurrency=4, **_FOR_EVER, **options)
-    actor.remote(role)
+    actor.remote(role, credentials)
 
 
 def _group(role: ClusterRole) -> Any:
@@ -290,7 +313,7 @@ def _withdraw() -> None:
 
 
 def _stop(names: Sequence[str], running: Reports) -> None:
-    """End these roles: what answers drains, within its grace."""
+    """End these roles, and have the directory forget them: what answers drains, within its grace."""
     graces_s = {name: found.role.grace_s for name in names if isinstance(found := running[name], RoleReport)}
     asked = []
     for name in graces_s:
@@ -299,6 +322,9 @@ def _stop(names: Sequence[str], running: Reports) -> None:
     if asked:
         ray.wait(asked, num_returns=len(asked), timeout=max(graces_s.values()) + ASK_S)
     _kill(names)
+    if names:
+        with suppress(ValueError, ray.exceptions.RayError):  # there is no directory, or it does not answer
+            ray.get(ray.get_actor(DIRECTORY).forget.remote(*names), timeout=ASK_S)
 
 
 def _kill(names: Sequence[str]) -> None:

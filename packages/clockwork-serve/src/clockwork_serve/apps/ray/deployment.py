@@ -161,7 +161,7 @@ def _check(found: Deployment, file: str) -> None:
 _PROCESS: Final = {"controllers": JoiningProcess.NONE, "gateways": GATEWAY, "workers": WORKER}
 _GIVEN: Final = frozenset({
     "repository", "store", "device", "controller", "machine_name", "listen_machines", "cluster_certificate",
-    "cluster_key", "cluster_ca", "lease",
+    "cluster_key", "cluster_ca", "cluster_name", "lease",
 })  # fmt: skip
 """Settings that follow from the rest of the file, or from where a role runs."""
 
@@ -341,6 +341,10 @@ def _bundle(role: ClusterRole) -> Bundle:
 # Command lines.
 
 
+CLUSTER_NAME: Final = "cluster.clockwork"
+"""The name in the certificate, which has no address: a node may have several."""
+
+
 def controller_words(deployment: Deployment) -> tuple[str, ...]:
     """The command of a controller, but for what is known where it runs, and its settings.
 
@@ -363,6 +367,7 @@ def command_of(
     else:
         place = [f"--controller={','.join(controllers)}", f"--machine-name={role.name}"]
     certificates = [f"--cluster-{what}={file(what)}" for what in ("certificate", "key", "ca")]
+    certificates.append(f"--cluster-name={CLUSTER_NAME}")
     return [sys.executable, "-m", "clockwork_serve", *role.words, *place, *certificates]
 
 
