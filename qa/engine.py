@@ -3,16 +3,18 @@
 python -m qa.engine --short              up, an answer, one kill of each kind, down: two minutes
 python -m qa.engine [--minutes 5]        and nodes lost and drained, and roles killed at random under load
 
-The nodes are three raylets of this machine, each with an address of the loopback for its own.
+The nodes are three raylets of this machine. Each has two addresses: Ray's, and that of its links.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +30,7 @@ import numpy as np
 
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 from harness import repositories
+from harness.hosts import ip
 from harness.http_load import Report, Sample, Shot, infer_message, open_loop, poisson, run
 from harness.ports import free_port
 from harness.process_tree import descendants
@@ -49,7 +52,12 @@ CALM_S: Final = 5.0
 MODELS: Final = 3
 DEVICE: Final = "emulated:v100"
 X: Final = [("x", "FP32", (1, 4), bytes(16))]
+ASKED: Final = 20
+"""Requests while nothing is hit, one after the other."""
 SHM: Final = Path("/dev/shm")  # noqa: S108 - looked at
+LOOPBACK, ITS_OWN = "127.0.0", "192.0.2"
+"""Networks of the nodes: this machine's loopback, and one that no other machine has."""
+_CLONE_NEWNET: Final = 0x40000000
 
 
 @dataclass(slots=True)
@@ -70,12 +78,13 @@ class Hit:
 
 @dataclass(slots=True)
 class Stage:
-    """The Ray cluster, and what was brought up on it."""
+    """The Ray cluster, and what was brought up on it. ``apart``: why its nodes are on the loopback, if so."""
 
     folder: Path
     cluster: Any
     http_port: int
     controllers: int
+    apart: str
     seen: dict[int, int] = field(default_factory=dict)
     """Every process of ours that was ever seen, with the instant of its start."""
 
@@ -138,11 +147,13 @@ def deployment(folder: Path, http_port: int, controllers: int) -> str:
     """A gateway, a worker, and a controller that has the repository; or two, with a store's catalogue."""
     cache = f'cache = "{folder}/cache-'
     source = f'repository = "{folder}/models"' if controllers == 1 else f'store = "{folder}/store"'
+    labels = 'labels = {zone = "in(none, a, b, c)"}'  # of which the first is on no node
     return f"""
 name = "{NAME}"
 {source}
 [controllers]
 count = {controllers}
+{labels}
 port = 0
 settings = {{{cache}controller", log_level = "warning", drain_s = 2}}
 [gateways]
@@ -150,13 +161,26 @@ settings = {{http_port = {http_port}, grpc_port = 0, metrics_port = 0, slo_ms = 
 [[workers]]
 device = "{DEVICE}"
 count = {controllers}
+{labels}
 settings = {{{cache}worker", drain_s = 2}}
 """
 
 
+def move_apart() -> str:
+    """Move this process, and what it starts, into a network of its own; why it stays here, if it does."""
+    if shutil.which("ip") is None:
+        return "expected the command ip, found none"
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNET):
+        return f"expected the right to make a network, found {os.strerror(ctypes.get_errno())}"
+    ip("link", "set", "lo", "up")
+    ip("addr", "add", f"{ITS_OWN}.1/24", "dev", "lo")  # links to any address of it come from this one
+    return ""
+
+
 @contextlib.contextmanager
-def staged(nodes: int, controllers: int = 1) -> Iterator[Stage]:
-    """A Ray cluster of so many nodes, and a repository; whatever happens, nothing is left of them."""
+def staged(controllers: int, apart: str) -> Iterator[Stage]:
+    """A Ray cluster of three nodes, and a repository; whatever happens, nothing is left of them."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -168,13 +192,17 @@ def staged(nodes: int, controllers: int = 1) -> Iterator[Stage]:
         if controllers > 1:
             fill(folder)
         node = {"num_cpus": 4, "object_store_memory": 80 << 20}
-        addresses = [f"127.0.0.{number}" for number in range(2, 2 + nodes)]  # Ray looks 127.0.0.1 up
-        head = {**node, "node_ip_address": addresses[0], "include_dashboard": False}
+        net = LOOPBACK if apart else ITS_OWN
+        head, *others = [  # from 2 on, for Ray looks 127.0.0.1 up
+            {**node, "node_ip_address": f"{net}.{number}", "labels": {"zone": zone}}
+            for number, zone in enumerate("abc", 2)
+        ]
+        head["include_dashboard"] = False
         cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
         try:
-            for address in addresses[1:]:
-                patiently(functools.partial(cluster.add_node, **node, node_ip_address=address))
-            stage = Stage(folder, cluster, free_port(), controllers)
+            for other in others:
+                patiently(functools.partial(cluster.add_node, **other))
+            stage = Stage(folder, cluster, free_port(), controllers, apart)
             stage.config.write_text(deployment(folder, stage.http_port, controllers))
             ray.init(
                 address=cluster.address, namespace=f"clockwork-{NAME}", log_to_driver=False,
@@ -302,6 +330,15 @@ def under_load(stage: Stage, seconds: float, seed: int) -> tuple[Report, list[Hi
 # What is judged.
 
 
+def judge_addresses(outcome: Outcome, stage: Stage) -> None:
+    """Whether all is answered where links of a node come from another address than Ray's."""
+    question = f"two addresses a node: not answered, of {ASKED} requests"
+    if stage.apart:
+        outcome.judge(question, asked="0", found=f"not run: {stage.apart}", good=True)
+        return
+    outcome.none(question, [number for number in range(ASKED) if not answers(stage.url)])
+
+
 def judge_load(outcome: Outcome, report: Report, hits: list[Hit], controllers: int = 1) -> None:
     """What became of requests, beside the kills."""
     kinds = ", ".join(f"{hit.kind}'s {hit.what} {hit.back_s:.1f} s" for hit in hits)
@@ -352,6 +389,7 @@ def play(stage: Stage, outcome: Outcome, *, short: bool, seconds: float, seed: i
     outcome.at_most(
         "up: until Triton's client is answered, and the worker there", UP_S, took_s, "s", digits=1
     )
+    judge_addresses(outcome, stage)
     stage.command("up")
     changed = [name for name, one in stage.reports().items() if one.pid != reports[name].pid]
     outcome.none("processes that a second up changed", changed)
@@ -379,9 +417,9 @@ def main() -> int:
     given = options.parse_args()
     outcome = Outcome("qa.engine")
     try:
-        with staged(3, given.controllers) as stage:
+        with staged(given.controllers, move_apart()) as stage:
             play(stage, outcome, short=given.short, seconds=60 * given.minutes, seed=given.seed)
-    except (ImportError, RuntimeError, TimeoutError) as error:
+    except (ImportError, RuntimeError, TimeoutError, subprocess.CalledProcessError) as error:
         outcome.invalid = f"{error}"
     return finish(outcome, given.json)
 
