@@ -42,16 +42,18 @@ def files(folder: Path, credentials: Any) -> ClusterFiles:
     folder.mkdir()
     for what, content in msgspec.structs.asdict(credentials).items():
         (folder / what).write_bytes(content)
-    paths = {what: str(folder / what) for what in ("certificate", "key", "ca")}
-    return ClusterFiles(**paths, name=CLUSTER_NAME)
+    certificate, key = str(folder / "certificate"), str(folder / "key")
+    return ClusterFiles(certificate=certificate, key=key, ca=certificate, name=CLUSTER_NAME)
 
 
 def shake_hands(client: ClusterFiles, server: ClusterFiles) -> None:
     """In memory. Raises SSLError if one refuses the other."""
     to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
-    context = context_of(client, server=False)
-    near = context.wrap_bio(to_client, to_server, server_hostname=context.name)
-    far = context_of(server, server=True).wrap_bio(to_server, to_client, server_side=True)
+    contexts = context_of(client, server=False), context_of(server, server=True)
+    for context in contexts:
+        context.verify_flags |= ssl.VERIFY_X509_STRICT  # as Python does from 3.13 on
+    near = contexts[0].wrap_bio(to_client, to_server, server_hostname=contexts[0].name)
+    far = contexts[1].wrap_bio(to_server, to_client, server_side=True)
     for _ in range(4):
         for side in (near, far):
             try:

@@ -138,7 +138,7 @@ def test_command_lines_hold_what_the_file_says_and_what_the_place_is(tmp_path: P
         "gateway", "--json", "--host=0.0.0.0", "--no-model-control", "--shared-memory=off",
         "--trusted-hosts=a.example", "--controller=10.0.0.1:7000,10.0.0.2:7000",
         "--machine-name=gateway-aaaaaaaa-0", "--cluster-certificate=/run/certificate.pem",
-        "--cluster-key=/run/key.pem", "--cluster-ca=/run/ca.pem", "--cluster-name=cluster.clockwork",
+        "--cluster-key=/run/key.pem", "--cluster-ca=/run/certificate.pem", "--cluster-name=cluster.clockwork",
     ]  # fmt: skip
     worker = words(found["worker-cuda-2"])
     assert worker[3:7] == ["worker", "--device=cuda", "--device=cuda", "--store=s3://models/shop"]

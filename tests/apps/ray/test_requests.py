@@ -50,7 +50,7 @@ class Stage:
         """The controller's actor."""
         facts = msgspec.json.encode({"listening": True, "devices_wanted": str(self.file) if advises else ""})
         self.actors.command_of = lambda *given: [sys.executable, "-c", SAYS, facts.decode()]
-        return self.actors.RoleActor(CONTROLLER, self.actors.Credentials(certificate=b"", key=b"", ca=b""))
+        return self.actors.RoleActor(CONTROLLER, self.actors.Credentials(certificate=b"", key=b""))
 
     def advise(self, wanted: int, *, at_ns: int = 0) -> None:
         """What the observer writes down."""

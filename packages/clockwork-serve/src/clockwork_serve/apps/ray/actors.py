@@ -43,51 +43,37 @@ from clockwork_serve.errors import described, printable
 from clockwork_serve.telemetry.counters import DevicesWanted
 
 PEM: Final = serialization.Encoding.PEM
-AUTHORITY_NAME: Final = "clockwork authority"
 
 # ------------------------------------------------------------
 # What roles know each other by.
 
 
-VALID_DAYS: Final = 3650
-_DAY: Final = dt.timedelta(days=1)
+VALID: Final = dt.timedelta(days=3650)
 
 
 class Credentials(Struct, frozen=True, kw_only=True):
-    """Of all roles of a deployment, in PEM: a certificate, its key, and the authority that signed it."""
+    """Of all roles of a deployment, in PEM: a certificate, which they trust alone, and its key."""
 
     certificate: bytes
     key: bytes
-    ca: bytes
 
 
 def new_credentials() -> Credentials:
-    """Of an authority whose key is forgotten, so that it signs nothing more."""
-    signer, own = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    authority = x509.BasicConstraints(ca=True, path_length=0)
-    named = x509.SubjectAlternativeName([x509.DNSName(CLUSTER_NAME)])
-    return Credentials(
-        certificate=_signed(signer, CLUSTER_NAME, own.public_key(), named),
-        key=own.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
-        ca=_signed(signer, AUTHORITY_NAME, signer.public_key(), authority),
-    )
-
-
-def _signed(
-    signer: ec.EllipticCurvePrivateKey, name: str, key: ec.EllipticCurvePublicKey, more: x509.ExtensionType
-) -> bytes:
+    """With a name and no address: a node may have several, and roles move."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, CLUSTER_NAME)])
+    names = x509.SubjectAlternativeName([x509.DNSName(CLUSTER_NAME)])
     now = dt.datetime.now(dt.UTC)
-    made = x509.CertificateBuilder().issuer_name(_named(AUTHORITY_NAME)).subject_name(_named(name))
-    made = made.public_key(key).serial_number(x509.random_serial_number())
-    made = made.not_valid_before(now - _DAY).not_valid_after(now + VALID_DAYS * _DAY)
-    made = made.add_extension(more, critical=isinstance(more, x509.BasicConstraints))
-    made = made.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-    issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
-    return made.add_extension(issuer, critical=False).sign(signer, hashes.SHA256()).public_bytes(PEM)
-
-
-def _named(name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    made = x509.CertificateBuilder().issuer_name(name).subject_name(name).public_key(key.public_key())
+    made = made.serial_number(x509.random_serial_number())
+    made = made.not_valid_before(now - dt.timedelta(days=1)).not_valid_after(now + VALID)
+    made = made.add_extension(names, critical=False)
+    made = made.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    made = made.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    return Credentials(
+        certificate=made.sign(key, hashes.SHA256()).public_bytes(PEM),
+        key=key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
+    )
 
 
 # ------------------------------------------------------------

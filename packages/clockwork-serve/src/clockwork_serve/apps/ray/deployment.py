@@ -361,14 +361,16 @@ def controller_words(deployment: Deployment) -> tuple[str, ...]:
 def command_of(
     role: ClusterRole, host: str, port: int, controllers: Iterable[str], file: Callable[[str], str]
 ) -> list[str]:
-    """The whole command, on a node of this address; ``file`` has the paths of certificate, key and ca."""
+    """The whole command, on a node of this address; ``file`` has the paths of certificate and key."""
     if role.kind == CONTROLLER_ROLE:
         place = [f"--listen-machines={joined(host, port)}"]
     else:
         place = [f"--controller={','.join(controllers)}", f"--machine-name={role.name}"]
-    certificates = [f"--cluster-{what}={file(what)}" for what in ("certificate", "key", "ca")]
-    certificates.append(f"--cluster-name={CLUSTER_NAME}")
-    return [sys.executable, "-m", "clockwork_serve", *role.words, *place, *certificates]
+    identity = [
+        f"--cluster-certificate={file('certificate')}", f"--cluster-key={file('key')}",
+        f"--cluster-ca={file('certificate')}", f"--cluster-name={CLUSTER_NAME}",
+    ]  # fmt: skip
+    return [sys.executable, "-m", "clockwork_serve", *role.words, *place, *identity]
 
 
 def joined(host: str, port: int) -> str:
