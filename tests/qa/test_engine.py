@@ -13,7 +13,7 @@ import pytest
 from clockwork_serve.units import NS_PER_S
 from harness.http_load import Report, Sample
 from harness.report import Outcome
-from qa.engine import BACK_S, Hit, judge_load
+from qa.engine import BACK_S, Hit, Stage, judge_addresses, judge_load
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,6 +55,14 @@ def test_each_promise_can_be_missed(word: str, report: Report) -> None:
 
 def test_who_comes_back_late_is_told() -> None:
     assert len(missed(Report(), hit("worker", 1, back_s=2 * BACK_S + 1))) == 1
+
+
+def test_where_no_network_may_be_made_it_says_why(tmp_path: Path) -> None:
+    outcome = Outcome("qa.engine")
+
+    judge_addresses(outcome, Stage(tmp_path, None, 0, 1, apart="no right"))
+
+    assert [one.found for one in outcome.verdicts] == ["not run: no right"]
 
 
 @pytest.mark.slow

@@ -176,7 +176,7 @@ def up(
     running = reports()
     created |= {name: found.role for name, found in running.items() if isinstance(found, RoleReport)}
     ended = [name for name in running if name not in wanted]
-    replaced = _places(created.values()) != _places(wanted.values())
+    replaced = _places(created[name] for name in running if name in created) != _places(wanted.values())
     if replaced:
         ended += [name for name in running if name in wanted and wanted[name].kind == CONTROLLER_ROLE]
     _stop(ended, running)
