@@ -78,13 +78,13 @@ class Hit:
 
 @dataclass(slots=True)
 class Stage:
-    """The Ray cluster, and what was brought up on it. ``apart``: why its nodes are on the loopback, if so."""
+    """The Ray cluster, and what was brought up on it. ``on_loopback``: why nodes are there, if so."""
 
     folder: Path
     cluster: Any
     http_port: int
     controllers: int
-    apart: str
+    on_loopback: str
     seen: dict[int, int] = field(default_factory=dict)
     """Every process of ours that was ever seen, with the instant of its start."""
 
@@ -167,7 +167,7 @@ settings = {{{cache}worker", drain_s = 2}}
 
 
 def move_apart() -> str:
-    """Move this process, and what it starts, into a network of its own; why it stays here, if it does."""
+    """Move this process, and what it starts, into a network of its own. Returns why it stays, if it does."""
     if shutil.which("ip") is None:
         return "expected the command ip, found none"
     libc = ctypes.CDLL(None, use_errno=True)
@@ -179,7 +179,7 @@ def move_apart() -> str:
 
 
 @contextlib.contextmanager
-def staged(controllers: int, apart: str) -> Iterator[Stage]:
+def staged(controllers: int, on_loopback: str) -> Iterator[Stage]:
     """A Ray cluster of three nodes, and a repository; whatever happens, nothing is left of them."""
     import ray
     from ray.cluster_utils import Cluster
@@ -192,7 +192,7 @@ def staged(controllers: int, apart: str) -> Iterator[Stage]:
         if controllers > 1:
             fill(folder)
         node = {"num_cpus": 4, "object_store_memory": 80 << 20}
-        net = LOOPBACK if apart else ITS_OWN
+        net = LOOPBACK if on_loopback else ITS_OWN
         head, *others = [  # from 2 on, for Ray looks 127.0.0.1 up
             {**node, "node_ip_address": f"{net}.{number}", "labels": {"zone": zone}}
             for number, zone in enumerate("abc", 2)
@@ -202,7 +202,7 @@ def staged(controllers: int, apart: str) -> Iterator[Stage]:
         try:
             for other in others:
                 patiently(functools.partial(cluster.add_node, **other))
-            stage = Stage(folder, cluster, free_port(), controllers, apart)
+            stage = Stage(folder, cluster, free_port(), controllers, on_loopback)
             stage.config.write_text(deployment(folder, stage.http_port, controllers))
             ray.init(
                 address=cluster.address, namespace=f"clockwork-{NAME}", log_to_driver=False,
@@ -333,8 +333,8 @@ def under_load(stage: Stage, seconds: float, seed: int) -> tuple[Report, list[Hi
 def judge_addresses(outcome: Outcome, stage: Stage) -> None:
     """Whether all is answered where links of a node come from another address than Ray's."""
     question = f"two addresses a node: not answered, of {ASKED} requests"
-    if stage.apart:
-        outcome.judge(question, asked="0", found=f"not run: {stage.apart}", good=True)
+    if stage.on_loopback:
+        outcome.judge(question, asked="0", found=f"not run: {stage.on_loopback}", good=True)
         return
     outcome.none(question, [number for number in range(ASKED) if not answers(stage.url)])
 

@@ -60,7 +60,7 @@ def test_who_comes_back_late_is_told() -> None:
 def test_where_no_network_may_be_made_it_says_why(tmp_path: Path) -> None:
     outcome = Outcome("qa.engine")
 
-    judge_addresses(outcome, Stage(tmp_path, None, 0, 1, apart="no right"))
+    judge_addresses(outcome, Stage(tmp_path, None, 0, 1, on_loopback="no right"))
 
     assert [one.found for one in outcome.verdicts] == ["not run: no right"]
 

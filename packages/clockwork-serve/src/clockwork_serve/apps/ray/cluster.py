@@ -197,12 +197,12 @@ _FOR_EVER: Final = {"lifetime": "detached", "max_restarts": -1, "max_task_retrie
 
 
 def _directory(timeout_s: float) -> tuple[Credentials, dict[str, ClusterRole]]:
-    """What the directory has, and what it knows that roles were created as. Raises :class:`DeploymentError`.
+    """The credentials, and what roles were created as, by name. Raises :class:`DeploymentError`.
 
-    It knows no role that was never alive: that one waits for room on a node, and may be created again.
+    The directory knows no role that was never alive. Such a role waits for room, and may be created again.
     """
     made = ray.remote(Directory).options(name=DIRECTORY, get_if_exists=True, num_cpus=0, **_FOR_EVER)
-    directory = made.remote(new_credentials())  # which one that is there already does not take
+    directory = made.remote(new_credentials())  # a directory that is there keeps those that it has
     try:
         credentials, roles = ray.get(
             [directory.credentials.remote(), directory.roles.remote()], timeout=timeout_s
@@ -216,9 +216,9 @@ def _directory(timeout_s: float) -> tuple[Credentials, dict[str, ClusterRole]]:
 
 
 def _moves(found: RoleReport | str, left: Collection[str]) -> bool:
-    """Whether what is as the file wants it is made again all the same: it was ended, or its node is to leave.
+    """Whether a role that is as the file says is created again: it was ended, or its node is to leave.
 
-    One that does not answer Ray is about to start again.
+    One that does not answer is not: Ray is about to start it again.
     """
     if isinstance(found, str):
         return False
