@@ -31,7 +31,7 @@ def fig5(run: FigureRun) -> Figure:
     slos = (50.0, 250.0) if run.short else SLOS_MS
     everyone = run.everyone()
     seconds = SHORT_S if run.short else SECONDS
-    scenarios = {slo: _scenario(slo, seconds) for slo in slos}
+    scenarios = {slo: scenario(slo, seconds) for slo in slos}
     tallies = run.compare(everyone, scenarios, devices=1)
     rates = {key: tally.goodput_rps(0, ms(seconds * 1e3)) for key, tally in tallies.items()}
 
@@ -67,12 +67,14 @@ def fig5(run: FigureRun) -> Figure:
         notes=(
             "Latencies are of all requests, refused ones too, as in the paper.",
             "The limit is the most efficient batch whose duration and network fit the SLO, run back to back.",
-            "At 10 ms it hangs on the network: the paper's inputs take 0.5 ms on each link of 10 Gbit/s.",
+            "At 10 ms it depends on the network: the paper's inputs take 0.5 ms on each link of 10 Gbit/s.",
+            "`python -m benchmarks.fig5_delay` repeats the point at 10 ms with other delays to the worker.",
         ),
     )
 
 
-def _scenario(slo_ms: float, seconds: float) -> Scenario:
+def scenario(slo_ms: float, seconds: float) -> Scenario:
+    """The experiment of the figure at one SLO."""
     return Scenario(
         name=f"SLO {slo_ms:g} ms",
         seconds=seconds,
