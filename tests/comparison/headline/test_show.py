@@ -1,0 +1,81 @@
+"""The figure, its page and the sentences of the README say what the runs found, where we lose included."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from typing import Any
+
+from comparison.headline import show
+from harness.report import between_marks
+
+
+def line(
+    server: str, share: float, in_time: float, no_ms: float | None = None, **more: Any
+) -> dict[str, Any]:
+    figures = {
+        "asked": 1000, "asked_per_s": share * 100, "in_time_per_s": in_time, "late": 0, "no_p50_ms": no_ms,
+        "no_p99_ms": no_ms, "p50_ms": 10.0, **more.pop("figures", {}),
+    }  # fmt: skip
+    return {
+        "server": server, "share": share, "repeat": 1, "figures": figures, "noise": [], "tries": 1,
+        "cpu_ms_per_request": 5.0, "pss_bytes": 2**20, "others_share": 0.01, "image_ms": 10.0,
+        "version": "1", "onnxruntime": "1", "machine": "a machine", **more,
+    }  # fmt: skip
+
+
+WINS = [
+    line("clockwork", 0.5, 50), line("clockwork", 2, 90, 80), line("fastapi", 0.5, 50),
+    line("fastapi", 2, 40, 150, figures={"late": 200}),
+]  # fmt: skip
+
+
+def test_the_sentence_has_goodput_late_answers_and_the_age_of_refusals_of_each_server() -> None:
+    said = show.words(WINS)
+
+    assert "200 requests a second, which is 2 times what the core can do" in said
+    assert "Clockwork Serve answers 90 a second in time, and says no after 80 ms (median)" in said
+    assert "Runtime answers 40 a second in time, 20% of all too late, and says no after 150 ms" in said
+    assert "Triton was not measured." in said
+    assert "better" not in said
+
+
+def test_where_another_server_is_better_the_sentence_says_so() -> None:
+    lines = [*WINS, line("triton", 0.5, 60, cpu_ms_per_request=4.0), line("triton", 2, 80, 20)]
+
+    assert list(show.lost(lines)) == [
+        "answers in time a second at 0.5 times (50.0; Triton 60.0)",
+        "median age of a no, ms at 2 times (80; Triton 20)",
+        "CPU a request, ms at 0.5 times (5.00; Triton 4.00)",
+    ]
+
+
+def test_a_disturbed_run_is_marked_in_the_picture_the_table_and_the_sentence() -> None:
+    lines = [*WINS, line("clockwork", 2, 91, 81, noise=["others used 9% of the two cores"])]
+
+    assert "hollow" in show.drawing(lines).partition("</style>")[2]
+    assert "| 2, 1 disturbed |" in show.table(lines)
+    assert "Other programs disturbed 1 of 5 runs." in show.words(lines)
+
+
+def test_the_picture_has_both_panels_and_each_server() -> None:
+    words = [one.text for one in ET.fromstring(show.drawing(WINS)).iter("{http://www.w3.org/2000/svg}text")]
+
+    assert {"Answers within 200 ms, a second", "Age of a no, ms", "SLO", "the model alone"} <= set(words)
+    assert words.count("Clockwork Serve") == words.count("FastAPI + ORT") == 2
+
+
+def test_the_page_says_how_each_server_is_configured() -> None:
+    text = show.page(WINS)
+
+    assert "load 1: 100 requests a second" in text
+    assert "429 if more requests wait" in text
+
+
+def test_readme_and_figure_are_those_of_the_runs_that_are_kept() -> None:
+    lines, readme = show.read(), show.README.read_text()
+
+    assert readme == between_marks(readme, show.block(lines), show.MARKS), f"{show.COMMAND} --draw"
+    assert show.FIGURE.is_file() == show.PAGE.is_file() == bool(lines)
+    if lines:
+        assert show.FIGURE.read_text() == show.drawing(lines)
+        assert show.PAGE.read_text() == show.page(lines)
