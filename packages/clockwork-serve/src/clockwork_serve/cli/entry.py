@@ -110,7 +110,7 @@ def _failing(name: str, message: str, short_help: str = "Cannot be loaded.") -> 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="clockwork", message="%(prog)s %(version)s")
 def clockwork() -> None:
-    """Serve thousands of models on a few devices: every request in time, or rejected at once.
+    """Serve thousands of models on a few devices: each request in time, or rejected once it cannot be.
 
     Start with `clockwork examples` and `clockwork serve examples/models`, or `clockwork serve REPO` for
     models of your own; `clockwork docs` lists what there is to read.
