@@ -10,7 +10,7 @@ from comparison.headline.plan import INSTALLED_AS, MODELS, SERVERS, SHORT, STAND
 from comparison.peers.measure import Failed
 from comparison.peers.models import Kinds
 from comparison.peers.servers import PEERS
-from tests.comparison.headline.test_show import line
+from tests.comparison.headline.lines import line
 
 
 class NoModels(Kinds):

@@ -3,25 +3,10 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from typing import Any
 
 from comparison.headline import show
 from harness.report import between_marks
-
-
-def line(
-    server: str, share: float, in_time: float, no_ms: float | None = None, **more: Any
-) -> dict[str, Any]:
-    figures = {
-        "asked": 1000, "asked_per_s": share * 100, "in_time_per_s": in_time, "late": 0, "no_p50_ms": no_ms,
-        "no_p99_ms": no_ms, "p50_ms": 10.0, **more.pop("figures", {}),
-    }  # fmt: skip
-    return {
-        "server": server, "share": share, "repeat": 1, "figures": figures, "noise": [], "tries": 1,
-        "cpu_ms_per_request": 5.0, "pss_bytes": 2**20, "others_share": 0.01, "image_ms": 10.0,
-        "version": "1", "onnxruntime": "1", "machine": "a machine", **more,
-    }  # fmt: skip
-
+from tests.comparison.headline.lines import line
 
 WINS = [
     line("clockwork", 0.5, 50), line("clockwork", 2, 90, 80), line("fastapi", 0.5, 50),

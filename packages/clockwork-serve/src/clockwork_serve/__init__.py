@@ -1,4 +1,4 @@
-"""Clockwork Serve: thousands of models on a few accelerators, each request in time, or refused once it cannot be.
+"""Clockwork Serve: thousands of models on a few devices, each request in time, or refused once it cannot be.
 
 The names of the client are here too, and are imported when they are used.
 """
