@@ -69,3 +69,18 @@ def test_what_is_served_is_told_by_a_file(tmp_path: Path, monkeypatch: pytest.Mo
         assert isinstance(served.load("m"), served.Device)
     finally:
         served.plan.cache_clear()
+
+
+def test_renaming_a_network_s_tensors_changes_its_names_alone() -> None:
+    graph = models.Graph("g")
+    graph.node("Relu", graph.node("Neg", "image"), output="feature")
+    one, other = (
+        models.helper.make_tensor_value_info(name, models.TensorProto.FLOAT, ["n", 2])
+        for name in ("image", "feature")
+    )
+
+    found = models._renamed(graph.model([one], [other]), image="x", feature="y")
+
+    models.onnx.checker.check_model(found)
+    assert [value.name for value in (*found.graph.input, *found.graph.output)] == ["x", "y"]
+    assert [(*node.input, *node.output) for node in found.graph.node] == [("x", "t1"), ("t1", "y")]
