@@ -83,7 +83,7 @@ def fig5_case(slo_ms: float) -> Case:
     seconds = warmup_s + 1.0
 
     def scenario(run: FigureRun) -> Scenario:
-        return structs.replace(fig5._scenario(slo_ms, seconds), warmup_s=warmup_s)  # noqa: SLF001
+        return structs.replace(fig5.scenario(slo_ms, seconds), warmup_s=warmup_s)
 
     return Case(
         f"fig5-{slo_ms:g}ms", f"Fig 5 at {slo_ms:g} ms: 15 models, 240 clients, 1 GPU", 1, seconds,
