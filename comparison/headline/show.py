@@ -74,6 +74,11 @@ def cpu_ms(line: Line) -> float:
     return float(line["cpu_ms_per_request"])
 
 
+def pss_mib(line: Line) -> float:
+    """Memory of the server's processes."""
+    return float(line["pss_bytes"]) / 2**20
+
+
 def of(lines: Sequence[Line], server: str, share: float) -> list[Line]:
     """The runs of a point."""
     return [line for line in lines if line["server"] == server and line["share"] == share]
@@ -164,7 +169,7 @@ _COLUMNS: Final[tuple[tuple[str, Value, str], ...]] = (
     ("no after ms (p99)", last_refusal_ms, "{:.0f}"),
     ("answer after ms (p50)", answer_ms, "{:.0f}"),
     ("CPU ms/request", cpu_ms, "{:.2f}"),
-    ("PSS MiB", lambda line: line["pss_bytes"] / 2**20, "{:.0f}"),
+    ("PSS MiB", pss_mib, "{:.0f}"),
     ("others %", lambda line: 100 * line["others_share"], "{:.1f}"),
 )
 
@@ -271,6 +276,7 @@ def lost(lines: Sequence[Line]) -> Iterator[str]:
         ("median age of a no, ms", "{:.0f}", refusal_ms, False, every[-1:]),
         ("median latency, ms", "{:.1f}", answer_ms, False, [low]),
         ("CPU a request, ms", "{:.2f}", cpu_ms, False, [low]),
+        ("memory, MiB", "{:.0f}", pss_mib, False, [low]),
     ]
     for what, form, value, more, where in questions:
         for share in where:
