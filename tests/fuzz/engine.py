@@ -67,7 +67,7 @@ GROUPS: Final = {
         "clockwork_toml", "config_pbtxt", "settings", "repository", "scenario", "azure_trace", "csv_trace",
         "zoo", "profiles", "journal", "cache_records", "bench_records",
     ),
-    "tests.fuzz.targets.models": ("onnx", "onnx_external", "torch_pt2", "recipe"),
+    "tests.fuzz.targets.models": ("onnx", "onnx_external", "torch_pt2"),
     "tests.fuzz.targets.clients": (
         "client_http", "client_answers", "bench_http", "bench_http2", "hpack", "addresses",
     ),

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 SECONDS = float(os.environ.get("CLOCKWORK_FUZZ_SECONDS", "8"))
 """Three are too few: a type that `config_pbtxt` no longer checked took four to be found."""
 SIMPLE = {
-    "addresses", "bench_records", "client_answers", "compression", "crash_report", "hpack", "recipe",
+    "addresses", "bench_records", "client_answers", "compression", "crash_report", "hpack",
     "region_names",
 }  # fmt: skip
 """The first two seconds, thousands of inputs, reach all edges that eight reach."""

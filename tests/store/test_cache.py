@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Sequence
 
 import msgspec
@@ -318,10 +319,21 @@ def test_two_processes_at_once_compile_everything_once(shop, tmp_path):
         out, err = process.communicate(timeout=100)
         assert process.returncode == 0, err
         results.append(out.splitlines()[-1].split(" ", 2))
-    assert sum(int(runs) for _, runs, _ in results) == 4
+    assert sum(int(runs) for _, runs, _ in results) == 8
     assert results[0][2] == results[1][2]
     assert drafts(tmp_path / "both") == []
     assert len(list((tmp_path / "both").glob("*/weights/*/*.bin"))) == 8
+
+
+def test_whoever_holds_a_lock_can_take_an_inner_one_of_any_key(cache):
+    done = threading.Event()
+
+    def take_both():
+        with cache.lock("a"), cache.lock("a", inner=True):
+            done.set()
+
+    threading.Thread(target=take_both, daemon=True).start()
+    assert done.wait(60)
 
 
 FULL = """

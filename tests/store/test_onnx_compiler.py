@@ -47,19 +47,14 @@ def operators(served) -> set[str]:
     return {node.op_type for node in onnx.load(f"{served.code.path}/model.onnx").graph.node}
 
 
-def test_copies_of_products_rewritten_as_convolutions_are_gathered(shop):
-    models = {name: graphs.dense(seed) for seed, name in enumerate("abcd")}
+def test_copies_of_products_rewritten_as_convolutions_share_a_code(shop):
+    models = {name: graphs.dense(seed) for seed, name in enumerate("abc")}
     for name, model in models.items():
         shop.add(name, model)
     served, _ = shop.compile()
     assert len({each.code.code_id for each in served.values()}) == 1
     rewritten = "ReorderInput" in operators(served["a/1"])
     assert rewritten == bool(shop.compiler.optimiser.block)
-    runs = shop.compiler.optimiser.runs
-    shop.add("e", graphs.dense(9))
-    models["e"] = graphs.dense(9)
-    served, _ = shop.compile()
-    assert shop.compiler.optimiser.runs == runs  # gathered, not optimised
     for name, model in models.items():
         for size in (1, 5, 16):
             x = rows(size, 400, seed=size)
@@ -126,57 +121,84 @@ def test_large_integer_weights_that_stay_in_the_code_are_said_so(shop):
     assert any("only float32 is lifted" in warning for warning in served.model.warnings)
 
 
-def test_copies_are_gathered_without_optimising_and_answer_with_their_own_weights(shop):
-    for number in range(12):
-        shop.add(f"m{number:02d}", graphs.convnet(number))
+def test_each_copy_is_optimised_once_and_answers_with_its_own_weights(shop):
+    for number in range(6):
+        shop.add(f"m{number}", graphs.convnet(number))
     served, problems = shop.compile()
     assert not problems
-    # The first, then the second as proof beside two probes; the other ten are moved bytes.
-    assert shop.compiler.optimiser.runs == 4
+    assert shop.compiler.optimiser.runs == 6
     assert len({each.code.code_id for each in served.values()}) == 1
-    assert len({each.model.weights.weights_id for each in served.values()}) == 12
+    assert len({each.model.weights.weights_id for each in served.values()}) == 6
     x = rows(2, 3, 8, 8)
-    for number in (0, 1, 2, 7, 11):
+    for number in range(6):
         wanted = graphs.answers(graphs.convnet(number), {"x": x})
-        assert difference(shop.run(served[f"m{number:02d}/1"], {"x": x}), wanted) <= 1e-5
+        assert difference(shop.run(served[f"m{number}/1"], {"x": x}), wanted) <= 1e-5
 
 
-def test_a_gathered_blob_is_the_blob_that_optimising_gives(shop, tmp_path):
-    from tests.store.conftest import Shop
+def test_copies_whose_rows_mix_are_optimised_once_too(shop):
+    for number in range(3):
+        copy = vetoed()
+        copy.producer_name = f"copy {number}"
+        shop.add(f"m{number}", copy)
+    served, _ = shop.compile()
+    assert [each.model.max_batch_size for each in served.values()] == [0, 0, 0]
+    assert shop.compiler.optimiser.runs == 3
 
+
+def test_whether_rows_mix_is_determined_once_for_equal_graphs(shop):
     for number in range(4):
         shop.add(f"m{number}", graphs.convnet(number))
-    gathered, _ = shop.compile()
-    (tmp_path / "other").mkdir()
-    other = Shop(tmp_path / "other")
-    other.add("m3", graphs.convnet(3))
-    optimised, _ = other.compile()
-    assert gathered["m3/1"].model.weights.weights_id == optimised["m3/1"].model.weights.weights_id
-    other.cache.close()
+    shop.compile()
+    assert len(list(shop.cache.root.glob("architectures/*"))) == 1
 
 
-@pytest.mark.parametrize("make", [graphs.normalised, graphs.rectified_weights])
-def test_copies_whose_weights_are_computed_with_are_optimised_each(shop, make):
-    for number in range(5):
-        shop.add(f"m{number}", make(number))
-    served, _ = shop.compile()
+COMPUTED = {
+    "clamped": graphs.clamped_weights, "pruned": graphs.pruned_weights, "bounded": graphs.bounded_factors,
+    "normalised": graphs.normalised, "rectified": graphs.rectified_weights,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", COMPUTED)
+def test_copies_whose_graph_computes_with_its_weights_answer_as_plain_sessions_do(shop, kind):
+    """Weights of the third and the fourth copy lie beyond the bounds that those of the others keep."""
+    make = COMPUTED[kind]
+    models = {f"m{number}": make(number) for number in range(4)}
+    for number in (2, 3):
+        change_weights(models[f"m{number}"], lambda flat: np.where(np.arange(flat.size) % 3, flat, 20 * flat))
+    served_as_plain_sessions_do(shop, models, (3, 8, 8) if kind == "normalised" else (8,))
+
+
+MAGNITUDES = (0.0, *(sign * 10.0**power for power in range(-30, 31, 10) for sign in (1, -1)), 1e-42)
+
+
+@pytest.mark.parametrize("kind", ["clamped", "pruned", "bounded"])
+def test_weights_of_any_magnitude_and_sign_answer_as_plain_sessions_do(shop, kind):
+    models = {}
+    for number, least in enumerate((1.0, *MAGNITUDES)):
+        model = models[f"m{number:02d}"] = COMPUTED[kind](number)
+        change_weights(model, lambda flat, least=least: flat * np.float32(least))
+    mixed = models["mixed"] = COMPUTED[kind](99)
+    change_weights(mixed, lambda flat: np.resize(np.array(MAGNITUDES, np.float32), flat.size))
+    served_as_plain_sessions_do(shop, models, (8,))
+
+
+def change_weights(model, change) -> None:
+    (weight,) = [tensor for tensor in model.graph.initializer if tensor.name == "w"]
+    values = onnx.numpy_helper.to_array(weight)
+    weight.raw_data = change(values.ravel()).astype(np.float32).tobytes()
+
+
+def served_as_plain_sessions_do(shop, models, row) -> None:
+    for name, model in models.items():
+        shop.add(name, model)
+    served, problems = shop.compile()
+    assert not problems
+    x = rows(3, *row)
+    for name, model in models.items():
+        each = served[f"{name}/1"]
+        assert each.code.lifted
+        assert difference(shop.run(each, {"x": x}), graphs.answers(model, {"x": x})) <= 1e-5, name
     assert len({each.code.code_id for each in served.values()}) == 1
-    assert shop.compiler.optimiser.runs >= 5 + 1
-    shape = (2, 3, 8, 8) if make is graphs.normalised else (2, 8)
-    x = rows(*shape)
-    for number in range(5):
-        got = shop.run(served[f"m{number}/1"], {"x": x})
-        assert difference(got, graphs.answers(make(number), {"x": x})) <= 1e-5
-
-
-def test_a_recipe_is_not_fooled_by_a_second_copy_whose_weights_are_all_positive(shop):
-    for number in range(2):
-        shop.add(f"m{number}", graphs.rectified_weights(number, positive=True))
-    shop.add("m2", graphs.rectified_weights(2))
-    served, _ = shop.compile()
-    x = rows(2, 8)
-    wanted = graphs.answers(graphs.rectified_weights(2), {"x": x})
-    assert difference(shop.run(served["m2/1"], {"x": x}), wanted) <= 1e-5
 
 
 def test_equal_graphs_share_a_code_whoever_exported_them_and_whatever_they_named(shop):
@@ -256,7 +278,7 @@ def test_rows_that_read_earlier_ones_are_not_batched(shop):
     assert "CumSum" in served.model.warnings[0], "the operator is named, too"
 
 
-def vetoed():
+def vetoed(seed=0):
     """A graph that no trial sees mix: an answer of more than a million would be the largest row's."""
     h = onnx.helper
     nodes = [
@@ -406,6 +428,35 @@ def test_a_lifted_graph_with_different_results_is_not_used(shop):
     served = shop.served("m", graphs.mlp())
     assert not served.code.lifted
     assert "with its weights as inputs its answers differ" in served.model.warnings[0]
+
+
+class SpoilsOne(Optimiser):
+    """Saves the model that has ``marked`` as a weight with other weights, and opens it as it is."""
+
+    def __init__(self, marked: onnx.ModelProto):
+        super().__init__()
+        self.marked = marked.graph.initializer[0].raw_data
+
+    def optimise(self, model):
+        session, optimised = super().optimise(model)
+        spoilt = self.marked in model
+        return session, super().optimise(graphs.mlp(seed=99).SerializeToString())[1] if spoilt else optimised
+
+
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_copy_whose_optimised_answers_differ_is_noticed_and_served_as_it_is(shop, at):
+    models = [graphs.mlp(seed) for seed in range(4)]
+    shop.compiler = Compiler(shop.cache, shop.config, SpoilsOne(models[at]))
+    for number, model in enumerate(models):
+        shop.add(f"m{number}", model)
+    served, problems = shop.compile()
+    assert not problems
+    x = rows(3, 8)
+    for number, model in enumerate(models):
+        each = served[f"m{number}/1"]
+        assert difference(shop.run(each, {"x": x}), graphs.answers(model, {"x": x})) <= 1e-5
+        assert each.code.lifted == (number != at)
+        assert any("its answers differ" in warning for warning in each.model.warnings) == (number == at)
 
 
 def test_overridable_defaults_of_old_models_are_constants(shop):

@@ -1,20 +1,15 @@
-"""Files of models: ONNX with what they name beside them, torch programs, recipes of the cache."""
+"""Files of models: ONNX with what they name beside them, torch programs."""
 
 from __future__ import annotations
 
 import json
 import os
-import zipfile
-import zlib
 
-import numpy as np
 import onnx
 
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.store.onnx.graph import GraphPlan, batching_of, declared, interface_of, prepared
-from clockwork_serve.store.onnx.recipe import Recipe
 from clockwork_serve.store.onnx.source import read_source
-from clockwork_serve.store.onnx.wire import elements, filled
 from clockwork_serve.store.optimiser import parse_model, readable_names
 from clockwork_serve.store.settings import ModelSettings, ProblemError
 from clockwork_serve.store.torch.archive import read_archive, write_archive
@@ -50,8 +45,6 @@ def _onnx(data: bytes) -> None:
 def _read_onnx(data: bytes) -> None:
     _MODEL.write_bytes(data)
     source = read_source(_MODEL, _MODEL.parent)
-    flat = elements(source.data, source.frame.holes)
-    assert filled(source.data, source.frame.holes, flat) == bytes(source.data)
     model = parse_model(source.data)
     found = interface_of(model)
     settings = ModelSettings()
@@ -94,16 +87,8 @@ def _torch_pt2(data: bytes) -> None:
     write_archive(archive, _FOLDER / "again.pt2")
 
 
-def _recipe(data: bytes) -> None:
-    Recipe.from_bytes(data).blob(np.zeros(10, np.uint32))
-
-
 TARGETS = (
     Target("onnx", _onnx, (ProblemError,), mutators.protobuf, input_bytes=65_536),
     Target("onnx_external", _onnx_external, (ProblemError,), mutators.as_json),
     Target("torch_pt2", _torch_pt2, (ProblemError,), mutators.zipped(mutators.as_json), input_bytes=65_536),
-    Target(
-        "recipe", _recipe, (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error),
-        mutators.zipped(mutators.raw),
-    ),
 )  # fmt: skip

@@ -8,16 +8,16 @@ Everything is verified when it is read back: weights are named by the hash of th
 the hash of each of its files, and records are sealed (see ``integrity``). What does not match is moved to
 ``damaged`` and counts as absent, so that it is made again.
 
-    CACHE_DIR/v6-RUNTIME/codes/CODE_ID/{model.onnx,index.json,probe.json,code.json}
+    CACHE_DIR/v7-RUNTIME/codes/CODE_ID/{model.onnx,index.json,probe.json,code.json}
                                        {1.pt2,2.pt2,...,recipe.json,report.json} of a torch program
                          weights/ID[:2]/ID.bin      blobs, shared by models of equal weights
                          compiled/KEY.json          what a model file and its settings compiled to
                          seen/KEY.json              size and times of a file, and what it compiled to
-                         architectures/KEY/         what copies of one architecture have in common
+                         architectures/KEY/         what models of equal graphs have in common
                          profiles/CODE_ID.KIND.json
                          inductor/                  torch's own cache: precompiled headers
                          damaged/                   damaged artefacts, the last few, for inspection
-                         locks/NN tmp/OWNER/
+                         locks/{NN,inner-NN} tmp/OWNER/
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from clockwork_serve.store.settings import Damage, ModelSettings, Problem, Probl
 from clockwork_serve.store.shared import FULL, RECORDS, SharedStore, sync_folder
 from clockwork_serve.units import KIB, MIB, align
 
-LAYOUT = 6  # incremented whenever the format of what is stored changes; older folders are not touched
+LAYOUT = 7  # incremented whenever the format of what is stored changes; older folders are not touched
 KEPT_DAMAGED = 16
 KEPT_DAMAGED_BYTES = 256 * MIB
 """How many damaged artefacts, and how many bytes of them, are kept; the oldest are deleted first."""
@@ -512,15 +512,18 @@ class Cache:
             raise
 
     @contextlib.contextmanager
-    def lock(self, key: str) -> Iterator[None]:
-        """Hold a lock between processes while making an artefact, which nobody does in a read-only cache."""
+    def lock(self, key: str, *, inner: bool = False) -> Iterator[None]:
+        """Hold a lock between processes while making an artefact, which nobody does in a read-only cache.
+
+        Keys share a few slots. A lock that is taken while another is held is an ``inner`` one: those have
+        slots of their own, and whoever holds one takes no further lock, so that no two wait for each other.
+        """
         if self.read_only:
             yield
             return
         number = int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) % _LOCKS
-        descriptor = os.open(
-            self.root / "locks" / f"{number:02d}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
-        )
+        slot = self.root / "locks" / (f"inner-{number:02d}" if inner else f"{number:02d}")
+        descriptor = os.open(slot, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield

@@ -15,18 +15,50 @@ from clockwork_serve.store.settings import problem
 
 NODES_MAX: Final = 100_000  # the largest language models have about 50,000
 NAMES_MAX: Final = 1_000_000  # inputs of nodes and other names in a graph
-NESTING_MAX: Final = 32
 AXES_MAX: Final = 64
 
 _Key = tuple[str, str, str]
 
 
-def check_size(model: onnx.ModelProto) -> None:
-    """Raise ``ProblemError`` for more than ``NODES_MAX`` nodes, and for functions that call themselves."""
+def checked_tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """Every tensor of a model. Raises ``ProblemError`` for a model of more than the limits allow.
+
+    Nodes are counted with functions written out, and no function may call itself. How deep graphs lie inside
+    graphs is limited by protobuf, which reads 100 messages inside of each other.
+    """
+    _check_names(model)
+    _check_calls(model)
+    tensors = list(every_tensor(model))
+    if any(len(tensor.dims) > AXES_MAX for tensor in tensors):
+        raise _too_much(f"tensors of at most {AXES_MAX} axes")
+    return tensors
+
+
+def _too_much(expected: str) -> Exception:
+    return problem("model.onnx graph", expected=expected, found="more", advice="split the model")
+
+
+def _check_names(model: onnx.ModelProto) -> None:
+    """Count by the lengths of lists, before anything walks over their elements."""
+    nodes = sum(len(function.node) for function in model.functions)
+    names = 0
+    for graph in all_graphs(model.graph):
+        nodes += len(graph.node)
+        if nodes > NODES_MAX:
+            raise _too_much(f"at most {NODES_MAX} nodes")
+        names += len(graph.initializer) + len(graph.input) + len(graph.output) + len(graph.value_info)
+        names += sum(len(node.input) + len(node.output) for node in graph.node)
+        if names > NAMES_MAX:
+            raise _too_much(f"at most {NAMES_MAX} names of values")
+
+
+def _check_calls(model: onnx.ModelProto) -> None:
     functions = {
         (each.domain, each.name, getattr(each, "overload", "")): list(all_nodes(each))
         for each in model.functions
     }
+    if not functions:
+        return
     sizes: dict[_Key, int] = {}
     count = 0
     for node in all_nodes(model.graph):
@@ -34,10 +66,7 @@ def check_size(model: onnx.ModelProto) -> None:
         if _called(node) in functions:
             count += _written_out(_called(node), functions, sizes)
         if count > NODES_MAX:
-            raise problem(
-                "model.onnx graph", expected=f"at most {NODES_MAX} nodes, functions written out",
-                found="more", advice="split the model",
-            )  # fmt: skip
+            raise _too_much(f"at most {NODES_MAX} nodes, functions written out")
 
 
 def _called(node: onnx.NodeProto) -> _Key:

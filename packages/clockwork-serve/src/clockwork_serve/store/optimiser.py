@@ -16,7 +16,6 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
-from clockwork_serve.store.graph_walks import check_size
 from clockwork_serve.store.settings import problem
 from clockwork_serve.store.trial import RunError
 
@@ -75,6 +74,11 @@ class Optimiser:
         return Session(session), optimised
 
 
+def open_plain(model: bytes) -> Session:
+    """A session as anyone opens a model's file, with all that ONNX Runtime does by default."""
+    return Session(_open(model, _options(ort.GraphOptimizationLevel.ORT_ENABLE_ALL)))
+
+
 def open_optimised(model: bytes) -> Session:
     """A session of an already optimised model, as a device opens it. Raises ``ProblemError``."""
     return Session(_open(model, _options(ort.GraphOptimizationLevel.ORT_DISABLE_ALL)))
@@ -126,14 +130,13 @@ def parse_model(data: bytes | memoryview) -> onnx.ModelProto:
     except Exception as error:  # protobuf's DecodeError; its module differs between implementations
         raise problem(
             "model.onnx", expected="an ONNX model", found=f"{len(data)} bytes that are not one ({error})",
-            advice="the file is truncated or corrupt: copy it again",
+            advice="the file is truncated, corrupt or nested too deeply: copy or export it again",
         ) from error  # fmt: skip
     if not model.HasField("graph") or not (model.graph.node or model.graph.output):
         raise problem(
             "model.onnx", expected="an ONNX model", found=f"{len(data)} bytes without a graph",
             advice="the file is empty, truncated or of another kind: copy it again",
         )  # fmt: skip
-    check_size(model)
     return model
 
 

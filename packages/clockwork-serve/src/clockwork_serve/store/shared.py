@@ -1,7 +1,7 @@
 """The shared store: artefacts by content and records, for all machines; in a folder, or where fsspec reaches.
 
     STORE/objects/ID[:2]/ID                        weights, and files of codes, by the hash of their content
-          v6-RUNTIME/runtime.json                  the runtime and the CPU that the records beside it are for
+          v7-RUNTIME/runtime.json                  the runtime and the CPU that the records beside it are for
                      codes/CODE_ID/code.json       has the hash of each of the code's files
                      compiled/ architectures/ profiles/ catalogue/
           tmp/                                     drafts, if it is a folder

@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
@@ -86,9 +85,7 @@ class Fill(Struct, frozen=True, kw_only=True):
 class Trial(Struct, frozen=True):
     """Valid inputs and their outputs: for one row, and for two if the graph is to be batched.
 
-    ``mixed`` says which output's rows were found to depend on each other. ``noise`` is how much a row's
-    result changes with the batch size alone, for which kernels sum in another order: the model's sensitivity
-    to rounding.
+    ``mixed`` says which output's rows were found to depend on each other.
     """
 
     fills: tuple[Fill, ...]
@@ -98,7 +95,6 @@ class Trial(Struct, frozen=True):
     outputs_of_two: list[Array] | None = None
     two_failed: str = ""
     mixed: str = ""
-    noise: float = 0.0
 
     @property
     def singles(self) -> tuple[Fill, ...]:
@@ -113,39 +109,55 @@ def find_trial(session: Runs, interface: Interface, *, batched: bool) -> Trial |
     """
     why, huge = "no inputs of a reasonable size", None
     for fills in _candidates(interface.required(), batched=batched):
-        inputs = generate_inputs(fills, rows=2 if batched else 1)
-        one = {name: array[:1] for name, array in inputs.items()} if batched else inputs
         try:
-            outputs = session.run(one)
+            trial = run_trial(session, fills, batched=batched)
         except RunError as error:
-            why = str(error).strip().splitlines()[0]
+            why = _first_line(error)
             continue
-        if not batched:
-            trial = Trial(fills, one, outputs)
-            if not trial.singles or sum(output.nbytes for output in outputs) <= _LARGEST_OUTPUTS:
-                return trial
-            huge = huge or trial
-            continue
-        try:
-            trial = Trial(fills, one, outputs, inputs, session.run(inputs))
-            return msgspec.structs.replace(trial, noise=_noise(session, trial))
-        except RunError as error:
-            return Trial(fills, one, outputs, two_failed=str(error).strip().splitlines()[0])
+        if batched or not trial.singles or sum(each.nbytes for each in trial.outputs) <= _LARGEST_OUTPUTS:
+            return trial
+        huge = huge or trial
     return huge or why
 
 
-def _noise(session: Runs, trial: Trial) -> float:
-    """How much the results of two rows differ from those of each alone."""
-    assert trial.two is not None and trial.outputs_of_two is not None
-    second = session.run({name: array[1:] for name, array in trial.two.items()})
+def run_trial(session: Runs, fills: tuple[Fill, ...], *, batched: bool) -> Trial:
+    """The trial on inputs generated for these fills. Raises ``RunError`` if they do not run as one row."""
+    if not batched:
+        inputs = generate_inputs(fills)
+        return Trial(fills, inputs, session.run(inputs))
+    two = generate_inputs(fills, rows=2)
+    one = {name: array[:1] for name, array in two.items()}
+    outputs = session.run(one)
+    try:
+        return Trial(fills, one, outputs, two, session.run(two))
+    except RunError as error:
+        return Trial(fills, one, outputs, two_failed=_first_line(error))
+
+
+def _first_line(error: RunError) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def noise_of(session: Runs, trial: Trial) -> float:
+    """How much a row's results change with the batch size alone: the model's sensitivity to rounding.
+
+    Kernels sum in another order for another batch size.
+    """
+    if trial.two is None:
+        return 0.0
     noise = 0.0
-    for row, outputs in enumerate((trial.outputs, second)):
-        pairs = list(zip(outputs, trial.outputs_of_two, strict=True))
-        if any(not two.ndim or two.shape[0] != 2 or one.size * 2 != two.size for one, two in pairs):
-            return 0.0
-        for one, two in pairs:
-            own = two[row : row + 1]
-            noise = max(noise, difference([one.reshape(own.shape)], [own]))
+    try:
+        together = session.run(trial.two)
+        for row in range(2):
+            alone = session.run({name: array[row : row + 1] for name, array in trial.two.items()})
+            pairs = list(zip(alone, together, strict=True))
+            if any(not two.ndim or two.shape[0] != 2 or one.size * 2 != two.size for one, two in pairs):
+                return 0.0
+            for one, two in pairs:
+                own = two[row : row + 1]
+                noise = max(noise, difference([one.reshape(own.shape)], [own]))
+    except RunError:
+        return 0.0
     return noise
 
 
@@ -177,7 +189,10 @@ def generate_inputs(fills: Sequence[Fill], rows: int = 1, seed: int = SEED) -> d
 
 
 def difference(got: Sequence[Array], wanted: Sequence[Array]) -> float:
-    """The largest relative difference, ``max|a-b| / max|b|`` of an output; infinite if they do not match."""
+    """The largest relative difference, ``max|a-b| / max|b|`` of an output; infinite if they do not match.
+
+    NaN equals NaN, and an infinity equals itself.
+    """
     worst = 0.0
     for a, b in zip(got, wanted, strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
@@ -186,7 +201,7 @@ def difference(got: Sequence[Array], wanted: Sequence[Array]) -> float:
             worst = worst if np.array_equal(a, b) else float("inf")
             continue
         finite = np.isfinite(b)
-        if not np.array_equal(finite, np.isfinite(a)):
+        if not np.isfinite(a[finite]).all() or not np.array_equal(a[~finite], b[~finite], equal_nan=True):
             return float("inf")
         if finite.any():
             gap = float(np.abs(a[finite].astype("f8") - b[finite]).max())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import contextlib
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import onnx
 from msgspec import Struct
 
 from clockwork_serve.messages import Code, OnnxIndex
@@ -23,22 +25,25 @@ from clockwork_serve.store.onnx.graph import (
 )
 from clockwork_serve.store.onnx.output_shapes import resolved_outputs
 from clockwork_serve.store.onnx.pixels import matmuls_to_convolutions
-from clockwork_serve.store.onnx.recipe import PROBES, Recipe, learnt, probe_elements
 from clockwork_serve.store.onnx.row_analysis import veto
 from clockwork_serve.store.onnx.row_trial import BatchingVerdict, batching_verdict
 from clockwork_serve.store.onnx.source import ModelSource
 from clockwork_serve.store.onnx.weights import RECURRENT_OPS, Lifted, lift, views
-from clockwork_serve.store.onnx.wire import elements, filled
-from clockwork_serve.store.optimiser import Optimiser, Session, open_optimised, parse_model
+from clockwork_serve.store.optimiser import Optimiser, Session, open_optimised, open_plain, parse_model
 from clockwork_serve.store.settings import ModelSettings, ProblemError, StoreConfig
 from clockwork_serve.store.trial import (
+    Array,
+    Fill,
     GraphTensor,
     Interface,
     RunError,
+    Runs,
     Trial,
     difference,
     find_trial,
     likely,
+    noise_of,
+    run_trial,
     variants,
 )
 from clockwork_serve.units import MIB, align
@@ -47,7 +52,7 @@ from clockwork_serve.units import MIB, align
 # A model optimised and lifted, verified to give the same results.
 
 
-TOLERANCE = 1e-5  # largest relative difference between a lifted graph's results and an ordinary session's
+TOLERANCE = 1e-5  # largest relative difference between a lifted graph's results and a plain session's
 RECURRENT_TOLERANCE = 5e-4
 """The same for recurrent graphs: with weights as inputs their kernels sum in another order."""
 _NOISE_FACTOR = 2
@@ -56,50 +61,103 @@ _BRANCHES = frozenset({"If", "Loop", "Scan"})
 
 
 class Lowered(Struct, frozen=True):
-    """A model optimised and lifted, with its ordinary session to compare with."""
+    """A model optimised and lifted by a plan, with the session that optimised it."""
 
+    plan: GraphPlan
     session: Session
     optimised: bytes
     lifted: Lifted
 
 
+class FirstAnswers(Struct, frozen=True):
+    """What a model answers to trial inputs before its weights are lifted.
+
+    ``trial`` is a text where no generated inputs ran. Each of ``pairs`` is inputs and their outputs.
+    """
+
+    trial: Trial | str
+    pairs: list[tuple[dict[str, Array], list[Array]]] = []
+
+
 class Proved(Struct, frozen=True):
-    """A lowered model and the plan that made it; ``obstacle`` says why the lifted graph cannot be used."""
+    """A lowered model, and ``unlifted``, the model to store if ``obstacle`` says why it cannot be lifted."""
 
     lowered: Lowered
-    plan: GraphPlan
     obstacle: str
+    unlifted: bytes
 
 
-def lower(data: memoryview | bytes, plan: GraphPlan, optimiser: Optimiser) -> Lowered:
-    """Optimise and lift a model. Raises ``ProblemError`` if ONNX Runtime does not open it."""
-    session, optimised = optimiser.optimise(prepared(parse_model(data), plan))
-    return _lifted(session, optimised, plan)
+def lower(model: onnx.ModelProto, plan: GraphPlan, optimiser: Optimiser) -> Lowered:
+    """Optimise and lift ``model``, which is changed. Raises ``ProblemError`` if it cannot be opened."""
+    return _lifted(plan, *optimiser.optimise(prepared(model, plan)))
 
 
-def _lifted(session: Session, optimised: bytes, plan: GraphPlan) -> Lowered:
+def _lifted(plan: GraphPlan, session: Session, optimised: bytes) -> Lowered:
     model = parse_model(optimised)
     if plan.block:
         matmuls_to_convolutions(model, plan.block)
-    return Lowered(session, optimised, lift(model, branches=plan.branches))
+    return Lowered(plan, session, optimised, lift(model, branches=plan.branches))
 
 
-def prove(lowered: Lowered, plan: GraphPlan, trial: Trial | str) -> Proved:
-    """Compare the lifted graph with the ordinary session; with reduced plans until one agrees."""
-    if not isinstance(trial, Trial):
-        return Proved(lowered, plan, f"it could not be run on generated inputs ({trial})")
-    proved = Proved(lowered, plan, _obstacle(lowered, trial))
-    for lesser in _lesser(lowered, plan):
-        if not proved.obstacle:
+class _Plain:
+    """A plain session of a model's own file; squeezed outputs get the batch axis that the plan restores."""
+
+    def __init__(self, data: bytes, plan: GraphPlan) -> None:
+        self._session = open_plain(data)
+        self._rows = [plan.squeezed.get(tensor.name) for tensor in plan.interface.outputs]
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """All outputs in order. Raises ``RunError``."""
+        outputs = self._session.run(inputs)
+        pairs = zip(outputs, self._rows, strict=True)
+        return [output if row is None else output.reshape(-1, *row) for output, row in pairs]
+
+
+def first_answers(data: memoryview, lowered: Lowered, fills: tuple[Fill, ...] | None) -> FirstAnswers:
+    """The answers of a plain session of the model's own file to the inputs that ``fills`` generate.
+
+    A file that does not run as it is (it may declare wrong shapes of what it computes) is compared with the
+    session that optimised it.
+    """
+    batched = lowered.plan.max_batch_size > 0
+    trial: Trial | str
+    if fills is not None:
+        with contextlib.suppress(ProblemError, RunError):
+            plain = _Plain(bytes(data), lowered.plan)
+            trial = run_trial(plain, fills, batched=batched)
+            if not trial.two_failed:
+                return FirstAnswers(trial, _pairs(plain, trial))
+    trial = find_trial(lowered.session, lowered.plan.interface, batched=batched)
+    return FirstAnswers(trial, _pairs(lowered.session, trial) if isinstance(trial, Trial) else [])
+
+
+def _pairs(session: Runs, trial: Trial) -> list[tuple[dict[str, Array], list[Array]]]:
+    pairs = [(trial.one, trial.outputs)]
+    if trial.two is not None and trial.outputs_of_two is not None:
+        pairs.append((trial.two, trial.outputs_of_two))
+    for inputs in variants(trial)[len(pairs) :]:
+        with contextlib.suppress(RunError):
+            pairs.append((inputs, session.run(inputs)))
+    return pairs
+
+
+def prove(data: memoryview, lowered: Lowered, answers: FirstAnswers) -> Proved:
+    """Compare the lifted graph with the model's first answers; with reduced plans until one agrees."""
+    if not isinstance(answers.trial, Trial):
+        obstacle = f"it could not be run on generated inputs ({answers.trial})"
+        return Proved(lowered, obstacle, lowered.optimised)
+    obstacle = _obstacle(lowered, answers)
+    for lesser in _lesser(lowered):
+        if not obstacle:
             break
-        plain = _lifted(lowered.session, lowered.optimised, lesser)
-        proved = Proved(plain, lesser, _obstacle(plain, trial))
-    return proved
+        lowered = _lifted(lesser, lowered.session, lowered.optimised)
+        obstacle = _obstacle(lowered, answers)
+    return Proved(lowered, obstacle, _unlifted(data, lowered, answers) if obstacle else b"")
 
 
-def _lesser(lowered: Lowered, plan: GraphPlan) -> list[GraphPlan]:
+def _lesser(lowered: Lowered) -> list[GraphPlan]:
     """Plans without what may be the obstacle: rewritten products, weights of branches, both."""
-    change = msgspec.structs.replace
+    change, plan = msgspec.structs.replace, lowered.plan
     rewritten = bool(plan.block) and "ReorderInput" in lowered.lifted.operators
     branches = plan.branches and bool(lowered.lifted.operators & _BRANCHES)
     lesser = [change(plan, block=0)] if rewritten else []
@@ -110,24 +168,49 @@ def _lesser(lowered: Lowered, plan: GraphPlan) -> list[GraphPlan]:
     return lesser
 
 
-def _obstacle(lowered: Lowered, trial: Trial) -> str:
+def _obstacle(lowered: Lowered, answers: FirstAnswers) -> str:
+    """Why the lifted graph with this model's weights cannot be used; empty if it can."""
     lifted = lowered.lifted
-    tolerance = RECURRENT_TOLERANCE if bool(lifted.operators & RECURRENT_OPS) else TOLERANCE
     try:
-        session = open_optimised(lifted.graph)
-        for inputs in variants(trial):
-            try:
-                wanted = lowered.session.run(inputs)
-            except RunError:
-                continue
-            gap = difference(session.run({**inputs, **views(lifted.index, lifted.blob)}), wanted)
-            if gap > max(tolerance, _NOISE_FACTOR * trial.noise):
-                return f"with its weights as inputs its answers differ by {gap:.1e} (at most {tolerance:.0e})"
+        gap = _gap(lifted.graph, views(lifted.index, lifted.blob), answers)
     except ProblemError as error:
         return f"with its weights as inputs it does not open ({error.problem.found})"
     except RunError as error:
         return f"with its weights as inputs it does not run ({error})"
-    return ""
+    if _is_rounding(gap, lowered, answers):
+        return ""
+    return f"with its weights as inputs its answers differ by {gap:.1e} (at most {_tolerance(lowered):.0e})"
+
+
+def _gap(graph: bytes, weights: Mapping[str, Array], answers: FirstAnswers) -> float:
+    """The largest difference between the graph's answers and the first. ``ProblemError``, ``RunError``."""
+    session = open_optimised(graph)
+    return max(difference(session.run({**inputs, **weights}), wanted) for inputs, wanted in answers.pairs)
+
+
+def _tolerance(lowered: Lowered) -> float:
+    return RECURRENT_TOLERANCE if bool(lowered.lifted.operators & RECURRENT_OPS) else TOLERANCE
+
+
+def _is_rounding(gap: float, lowered: Lowered, answers: FirstAnswers) -> bool:
+    if gap <= _tolerance(lowered):
+        return True
+    trial = answers.trial
+    return isinstance(trial, Trial) and gap <= _NOISE_FACTOR * noise_of(lowered.session, trial)
+
+
+def _unlifted(data: memoryview, lowered: Lowered, answers: FirstAnswers) -> bytes:
+    """The optimised model; but the model as it is, if optimising changes its answers.
+
+    Random answers change all the time, and prove nothing.
+    """
+    inputs = answers.pairs[0][0]
+    with contextlib.suppress(ProblemError, RunError):
+        if _is_rounding(_gap(lowered.optimised, {}, answers), lowered, answers):
+            return lowered.optimised
+        if difference(lowered.session.run(inputs), lowered.session.run(inputs)):
+            return lowered.optimised
+    return prepared(parse_model(data), lowered.plan)
 
 
 # ------------------------------------------------------------
@@ -135,48 +218,36 @@ def _obstacle(lowered: Lowered, trial: Trial) -> str:
 
 
 _BAKED_WORTH_A_WARNING = 1 * MIB
-_RECIPES_KEPT_BYTES = 512 * MIB
 
 
 class OnnxArchitecture(Struct, frozen=True, kw_only=True):
-    """What copies share: their plan, what the first compiled to, and how further copies are made.
+    """What models of equal lifted graphs share: a plan, and inputs on which they run (None: none were found).
 
-    ``copies``: ``once`` after the first, then ``gather`` (there is a recipe) or ``each`` (there is none).
-    ``digest`` is that of the lifted graph.
+    Whether rows are independent is determined on the first of them.
     """
 
     plan: GraphPlan
-    first: Compiled
-    digest: str
-    copies: str = "once"
+    fills: tuple[Fill, ...] | None
 
 
 class OnnxCompiler:
-    """Compiles sources one by one; keeps recipes of recent architectures in memory."""
+    """Compiles sources one by one. Each is optimised by itself, and equal lifted graphs share a code."""
 
     def __init__(self, cache: Cache, config: StoreConfig, optimiser: Optimiser) -> None:
         self._cache = cache
         self._config = config
         self._optimiser = optimiser
-        self._recipes: dict[str, Recipe] = {}
 
     def compile(self, source: ModelSource, settings: ModelSettings) -> Compiled:
         """Code and weights of a model, stored unless present. Raises ``ProblemError``."""
-        key = digest_of(source.frame.digest, settings.compile_key(self._config))
-        gathered = self._gathered(source, key)
-        if gathered is not None:
-            return gathered
         content = digest_of(source.content, settings.compile_key(self._config))
         compiled = self._found(content)
         if compiled is None:
-            # Copies wait for the first of their architecture, in this process and in others. If the
-            # architecture has no recipe, only equal files wait for each other.
-            known = self._known(key)
-            alone = known is not None and known.copies == "each"
-            with self._cache.lock(content if alone else key):
-                compiled = self._found(content) or self._gathered(source, key)
-                compiled = compiled or self._optimised(source, settings, key)
-            self._cache.save_record("compiled", content, compiled)
+            with self._cache.lock(content):  # equal files are compiled once, by whichever process
+                compiled = self._found(content)
+                if compiled is None:
+                    compiled = self._compiled(source, settings)
+                    self._cache.save_record("compiled", content, compiled)
         return compiled
 
     def _found(self, content: str) -> Compiled | None:
@@ -184,43 +255,52 @@ class OnnxCompiler:
         compiled = self._cache.record("compiled", content, Compiled)
         return compiled if compiled is not None and compiled.present(self._cache) else None
 
-    def _optimised(self, source: ModelSource, settings: ModelSettings, key: str) -> Compiled:
-        known = self._known(key)
-        if known is None:
-            return self._first(source, settings, key)
-        lowered = lower(source.data, known.plan, self._optimiser)
-        if known.copies == "once":
-            self._learn(source, key, known, lowered.lifted)
-        if known.first.lifted and lowered.lifted.digest == known.digest:
-            return self._copy(known, lowered.lifted.blob)
-        trial = find_trial(lowered.session, known.plan.interface, batched=known.plan.max_batch_size > 0)
-        return self._stored(prove(lowered, known.plan, trial), settings, trial)
-
-    # The first of an architecture
-
-    def _first(self, source: ModelSource, settings: ModelSettings, key: str) -> Compiled:
+    def _compiled(self, source: ModelSource, settings: ModelSettings) -> Compiled:
+        model = parse_model(source.data)
         optional = [tensor.name for tensor in settings.inputs if tensor.optional]
-        found = interface_of(parse_model(source.data), optional)
-        batching = batching_of(found, settings, self._config)
-        plan = _planned(found, batching, settings, self._optimiser.block)
-        lowered = lower(source.data, plan, self._optimiser)
+        found = interface_of(model, optional)
+        plan = _planned(found, batching_of(found, settings, self._config), settings, self._optimiser.block)
+        lowered = lower(model, plan, self._optimiser)
+        architecture = self._architecture(source.data, found, settings, lowered)
+        lowered = self._replanned(source.data, lowered, architecture.plan)
+        answers = first_answers(source.data, lowered, architecture.fills)
+        return self._stored(prove(source.data, lowered, answers), settings, answers.trial)
+
+    def _architecture(
+        self, data: memoryview, found: Interface, settings: ModelSettings, lowered: Lowered
+    ) -> OnnxArchitecture:
+        """What was determined on the first model of this lifted graph, or is now on this one."""
+        key = digest_of(
+            lowered.lifted.digest, msgspec.json.encode(lowered.plan), settings.compile_key(self._config)
+        )
+        known = self._cache.record("architectures", key, OnnxArchitecture)
+        if known is None:
+            with self._cache.lock(key, inner=True):  # further copies wait for the first
+                known = self._cache.record("architectures", key, OnnxArchitecture)
+                if known is None:
+                    known = self._determined(data, found, settings, lowered)
+                    self._cache.save_record("architectures", key, known)
+        return known
+
+    def _determined(
+        self, data: memoryview, found: Interface, settings: ModelSettings, lowered: Lowered
+    ) -> OnnxArchitecture:
+        plan = lowered.plan
         trial = find_trial(lowered.session, plan.interface, batched=plan.max_batch_size > 0)
-        verdict = self._verdict(source.data, lowered, plan, trial, asked=bool(settings.max_batch_size))
-        if verdict.lost or verdict.squeezed:
-            batching = Batching(0, verdict.lost) if verdict.lost else batching
-            plan = _planned(found, batching, settings, self._optimiser.block)
-            plan = msgspec.structs.replace(plan, squeezed=verdict.squeezed)
-            lowered = lower(source.data, plan, self._optimiser)
-            trial = find_trial(lowered.session, plan.interface, batched=plan.max_batch_size > 0)
-        plan = msgspec.structs.replace(plan, lost=verdict.warning or plan.lost)
-        proved = prove(lowered, plan, trial)
-        compiled = self._stored(proved, settings, trial)
-        architecture = OnnxArchitecture(
-            plan=proved.plan, first=compiled, digest=proved.lowered.lifted.digest,
-            copies="once" if compiled.lifted else "each",
-        )  # fmt: skip
-        self._cache.save_record("architectures", key, architecture)
-        return compiled
+        verdict = self._verdict(data, lowered, plan, trial, asked=bool(settings.max_batch_size))
+        if verdict.lost:
+            plan = _planned(found, Batching(0, verdict.lost), settings, self._optimiser.block)
+            lowered = self._replanned(data, lowered, plan)
+            trial = find_trial(lowered.session, plan.interface, batched=False)
+        plan = msgspec.structs.replace(plan, squeezed=verdict.squeezed, lost=verdict.warning or plan.lost)
+        return OnnxArchitecture(plan=plan, fills=trial.fills if isinstance(trial, Trial) else None)
+
+    def _replanned(self, data: memoryview, lowered: Lowered, plan: GraphPlan) -> Lowered:
+        """The model lowered by another plan; optimised again only if that has other shapes."""
+        old = lowered.plan
+        if (old.interface, old.squeezed, old.stated) == (plan.interface, plan.squeezed, plan.stated):
+            return msgspec.structs.replace(lowered, plan=plan)
+        return lower(parse_model(data), plan, self._optimiser)
 
     def _verdict(
         self, data: memoryview, lowered: Lowered, plan: GraphPlan, trial: Trial | str, *, asked: bool
@@ -235,7 +315,7 @@ class OnnxCompiler:
 
     def _stored(self, proved: Proved, settings: ModelSettings, trial: Trial | str) -> Compiled:
         """Store code and weights; lifted if that gives the same results."""
-        plan, obstacle, lifted = proved.plan, proved.obstacle, proved.lowered.lifted
+        plan, obstacle, lifted = proved.lowered.plan, proved.obstacle, proved.lowered.lifted
         batched = plan.max_batch_size > 0
         tried = trial if isinstance(trial, Trial) else None
         by_values = {*plan.opened, *lifted.shaped_by_values}
@@ -248,7 +328,9 @@ class OnnxCompiler:
             outputs=specs(outputs, batched=batched), batched=batched,
             batch_sizes=batch_sizes(plan.max_batch_size), lifted=not obstacle,
         )  # fmt: skip
-        code_id = digest_of(self._cache.runtime, lifted.digest, msgspec.json.encode(code))[:32]
+        # A model that is stored as it is takes longer than an optimised one: another code.
+        way = b"as it is" if obstacle and proved.unlifted is not proved.lowered.optimised else b""
+        code_id = digest_of(self._cache.runtime, lifted.digest, msgspec.json.encode(code), way)[:32]
         code = msgspec.structs.replace(code, code_id=code_id)
         index = OnnxIndex(tensors=(), blob_bytes=0) if obstacle else lifted.index
         files = {"index.json": msgspec.json.encode(index)}
@@ -258,80 +340,13 @@ class OnnxCompiler:
             files["probe.json"] = msgspec.json.encode(tried.fills)
         if self._cache.code(code_id) is None:
             self._cache.save_code(code, files)
-        stored: bytes | npt.NDArray[np.uint8] = proved.lowered.optimised if obstacle else lifted.blob
+        stored: bytes | npt.NDArray[np.uint8] = proved.unlifted if obstacle else lifted.blob
         return compiled_of(
             code, self._cache.save_weights(stored), len(stored), settings,
             max_batch_size=plan.max_batch_size,
             seen_bytes=_seen_bytes(tried, outputs, by_values),
             warnings=(plan.lost, *_warnings(lifted, obstacle, code)),
         )  # fmt: skip
-
-    # Further copies
-
-    def _known(self, key: str) -> OnnxArchitecture | None:
-        known = self._cache.record("architectures", key, OnnxArchitecture)
-        return known if known is not None and self._cache.code(known.first.code_id) is not None else None
-
-    def _gathered(self, source: ModelSource, key: str) -> Compiled | None:
-        """The model by its architecture's recipe, if there is one."""
-        known = self._known(key)
-        if known is None or known.copies != "gather":
-            return None
-        recipe = self._recipe(key)
-        return None if recipe is None else self._copy(known, recipe.blob(_flat(source)))
-
-    def _copy(self, known: OnnxArchitecture, blob: npt.NDArray[np.uint8]) -> Compiled:
-        return msgspec.structs.replace(known.first, weights_id=self._cache.save_weights(blob))
-
-    def _learn(self, source: ModelSource, key: str, known: OnnxArchitecture, true: Lifted) -> None:
-        """Derive the recipe on the second copy, and verify it there: same graph, same blob, byte for byte."""
-        recipe = self._probed(source, known) if true.digest == known.digest else None
-        if recipe is not None:
-            same = np.array_equal(recipe.blob(_flat(source)), true.blob)
-            recipe = recipe if same else None
-        if recipe is not None:
-            self._cache.save("architectures", f"{key}.npz", recipe.to_bytes())
-        copies = "each" if recipe is None else "gather"
-        self._cache.save_record("architectures", key, msgspec.structs.replace(known, copies=copies))
-
-    def _probed(self, source: ModelSource, known: OnnxArchitecture) -> Recipe | None:
-        frame = source.frame
-        blobs = []
-        for probe in PROBES:
-            flat = probe_elements(frame.elements, probe)
-            if flat is None or not frame.holes:
-                return None
-            try:
-                data = filled(source.data, frame.holes, flat)
-                lifted = lower(data, known.plan, self._optimiser).lifted
-            except ProblemError:
-                return None
-            if lifted.digest != known.digest:
-                return None
-            blobs.append(lifted.blob)
-        return learnt(blobs, frame.elements)
-
-    def _recipe(self, key: str) -> Recipe | None:
-        recipe = self._recipes.get(key)
-        if recipe is None:
-            stored = self._cache.read("architectures", f"{key}.npz")
-            try:
-                recipe = None if stored is None else Recipe.from_bytes(stored)
-            except ValueError:
-                recipe = None
-            if recipe is None:
-                return None
-            while self._recipes and recipe.blob_bytes + self._kept_bytes() > _RECIPES_KEPT_BYTES:
-                del self._recipes[next(iter(self._recipes))]
-            self._recipes[key] = recipe
-        return recipe
-
-    def _kept_bytes(self) -> int:
-        return sum(recipe.blob_bytes for recipe in self._recipes.values())
-
-
-def _flat(source: ModelSource) -> npt.NDArray[np.uint32]:
-    return elements(source.data, source.frame.holes)
 
 
 def _planned(found: Interface, batching: Batching, settings: ModelSettings, block: int) -> GraphPlan:

@@ -14,8 +14,7 @@ from pathlib import Path
 import onnx
 from msgspec import Struct
 
-from clockwork_serve.store.graph_walks import every_tensor
-from clockwork_serve.store.onnx.wire import Skeleton, TooMuch, WireError, skeleton
+from clockwork_serve.store.graph_walks import checked_tensors
 from clockwork_serve.store.optimiser import LARGEST_MODEL, parse_model
 from clockwork_serve.store.repository import inside
 from clockwork_serve.store.settings import problem
@@ -56,15 +55,14 @@ def current(files: tuple[FileFacts, ...]) -> bool:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A self-contained model: its bytes, the places of its weights in them, and the files it came from."""
+    """A self-contained model: its bytes, and the files it came from."""
 
     data: memoryview
-    frame: Skeleton
     files: tuple[FileFacts, ...]
 
     @functools.cached_property
     def content(self) -> str:
-        """A hash of all bytes. It costs as much as gathering the weights, so it is computed on demand."""
+        """A hash of all bytes."""
         return hashlib.sha256(self.data).hexdigest()
 
 
@@ -78,34 +76,17 @@ def read_source(path: Path, folder: Path) -> ModelSource:
     if facts.size > LARGEST_MODEL:
         raise _too_large(facts.size)
     # Read, not mapped: truncating a mapped file would kill the process.
-    whole = path.read_bytes()
-    frame = _frame(whole)
-    others: tuple[FileFacts, ...] = ()
-    if frame.external:
-        whole, others = _with_external_data(whole, folder)
-        frame = _frame(whole) if others else frame
-    return ModelSource(memoryview(whole), frame, (facts, *others))
-
-
-def _frame(whole: bytes) -> Skeleton:
-    try:
-        return skeleton(memoryview(whole))
-    except TooMuch as error:
-        raise problem(
-            "model.onnx graph", expected=error.expected, found="more", advice="split the model"
-        ) from None
-    except WireError as error:
-        raise problem(
-            "model.onnx", expected="an ONNX model", found=f"{len(whole)} bytes that are not one ({error})",
-            advice="the file is truncated or corrupt: copy it again",
-        ) from None  # fmt: skip
+    whole, others = _with_external_data(path.read_bytes(), folder)
+    return ModelSource(memoryview(whole), (facts, *others))
 
 
 def _with_external_data(whole: bytes, folder: Path) -> tuple[bytes, tuple[FileFacts, ...]]:
     model = parse_model(whole)
     # All of them: the runtime would look for the others in the server's working directory.
     elsewhere = onnx.TensorProto.EXTERNAL
-    outside = [each for each in every_tensor(model) if each.data_location == elsewhere or each.external_data]
+    outside = [
+        each for each in checked_tensors(model) if each.data_location == elsewhere or each.external_data
+    ]
     if not outside:
         return whole, ()
     files: dict[str, FileFacts] = {}
