@@ -96,15 +96,15 @@ def dense(seed: int = 0) -> onnx.ModelProto:
 def rectified_weights(seed: int = 0) -> onnx.ModelProto:
     """Weights that the graph itself rectifies: folding keeps the positive ones and no others."""
     random = np.random.default_rng(seed)
-    weights = {"w": floats(random, 8, 4)}
+    weights = {"w": floats(random, 16, 4)}
     nodes = [h.make_node("Relu", ["w"], ["p"]), h.make_node("MatMul", ["x", "p"], ["y"])]
-    return model(nodes, [("x", T.FLOAT, ["N", 8])], [("y", T.FLOAT, ["N", 4])], weights)
+    return model(nodes, [("x", T.FLOAT, ["N", 16])], [("y", T.FLOAT, ["N", 4])], weights)
 
 
 def clamped_weights(seed: int = 0) -> onnx.ModelProto:
     """Weights that the graph itself clamps to -5..5."""
     nodes = [h.make_node("Clip", ["w", "low", "high"], ["c"]), h.make_node("MatMul", ["x", "c"], ["y"])]
-    weights = {"w": floats(np.random.default_rng(seed), 8, 4, scale=1.0)}
+    weights = {"w": floats(np.random.default_rng(seed), 16, 4, scale=1.0)}
     return _of_computed(
         nodes, weights | {"low": np.float32(-5).reshape(()), "high": np.float32(5).reshape(())}
     )
@@ -118,28 +118,28 @@ def pruned_weights(seed: int = 0) -> onnx.ModelProto:
         h.make_node("Where", ["small", "w", "zero"], ["p"]),
         h.make_node("MatMul", ["x", "p"], ["y"]),
     ]
-    weights = {"w": floats(np.random.default_rng(seed), 8, 4, scale=1.0)}
+    weights = {"w": floats(np.random.default_rng(seed), 16, 4, scale=1.0)}
     return _of_computed(
         nodes, weights | {"most": np.float32(5).reshape(()), "zero": np.float32(0).reshape(())}
     )
 
 
 def bounded_factors(seed: int = 0) -> onnx.ModelProto:
-    """Each input is multiplied by a factor that the graph itself bounds, and all are added up."""
+    """Inputs times factors that the graph itself bounds."""
     nodes = [
         h.make_node("Clip", ["w", "low", "high"], ["c"]),
         h.make_node("Mul", ["x", "c"], ["m"]),
         h.make_node("MatMul", ["m", "v"], ["y"]),
     ]
     random = np.random.default_rng(seed)
-    weights = {"w": floats(random, 8, scale=1.0), "v": floats(random, 8, 4)}
+    weights = {"w": floats(random, 16, scale=1.0), "v": floats(random, 16, 4)}
     return _of_computed(
         nodes, weights | {"low": np.float32(-5).reshape(()), "high": np.float32(5).reshape(())}
     )
 
 
 def _of_computed(nodes, weights) -> onnx.ModelProto:
-    return model(nodes, [("x", T.FLOAT, ["N", 8])], [("y", T.FLOAT, ["N", 4])], weights)
+    return model(nodes, [("x", T.FLOAT, ["N", 16])], [("y", T.FLOAT, ["N", 4])], weights)
 
 
 def scaled(**settings) -> onnx.ModelProto:

@@ -183,6 +183,13 @@ def test_a_million_nodes_are_too_many(shop: Shop) -> None:
     assert "model.onnx graph: expected at most 100000 nodes, found more" in str(shop.problem(mib=900))
 
 
+def test_nodes_of_a_function_that_nobody_calls_are_counted_too(shop: Shop) -> None:
+    body = function("F", [h.make_node("Relu", ["a"], ["b"])] * 100_001)
+    shop.put("bad", model([h.make_node("Relu", ["x"], ["y"])], functions=[body]).SerializeToString())
+
+    assert "at most 100000 nodes, found more" in str(shop.problem())
+
+
 @pytest.mark.slow
 def test_two_million_names_are_too_many(shop: Shop) -> None:
     made = model([h.make_node("Relu", ["x"] * 2_000_000, ["y"])])

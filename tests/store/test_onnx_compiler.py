@@ -165,7 +165,7 @@ def test_copies_whose_graph_computes_with_its_weights_answer_as_plain_sessions_d
     models = {f"m{number}": make(number) for number in range(4)}
     for number in (2, 3):
         change_weights(models[f"m{number}"], lambda flat: np.where(np.arange(flat.size) % 3, flat, 20 * flat))
-    served_as_plain_sessions_do(shop, models, (3, 8, 8) if kind == "normalised" else (8,))
+    served_as_plain_sessions_do(shop, models, (3, 8, 8) if kind == "normalised" else (16,))
 
 
 MAGNITUDES = (0.0, *(sign * 10.0**power for power in range(-30, 31, 10) for sign in (1, -1)), 1e-42)
@@ -174,12 +174,12 @@ MAGNITUDES = (0.0, *(sign * 10.0**power for power in range(-30, 31, 10) for sign
 @pytest.mark.parametrize("kind", ["clamped", "pruned", "bounded"])
 def test_weights_of_any_magnitude_and_sign_answer_as_plain_sessions_do(shop, kind):
     models = {}
-    for number, least in enumerate((1.0, *MAGNITUDES)):
+    for number, least in enumerate((1.0, -1.0, *MAGNITUDES)):
         model = models[f"m{number:02d}"] = COMPUTED[kind](number)
         change_weights(model, lambda flat, least=least: flat * np.float32(least))
     mixed = models["mixed"] = COMPUTED[kind](99)
     change_weights(mixed, lambda flat: np.resize(np.array(MAGNITUDES, np.float32), flat.size))
-    served_as_plain_sessions_do(shop, models, (8,))
+    served_as_plain_sessions_do(shop, models, (16,))
 
 
 def change_weights(model, change) -> None:

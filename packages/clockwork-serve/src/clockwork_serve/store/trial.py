@@ -138,18 +138,17 @@ def _first_line(error: RunError) -> str:
     return str(error).strip().splitlines()[0]
 
 
-def noise_of(session: Runs, trial: Trial) -> float:
+def noise_of(session: Runs, fills: Sequence[Fill]) -> float:
     """How much a row's results change with the batch size alone: the model's sensitivity to rounding.
 
     Kernels sum in another order for another batch size.
     """
-    if trial.two is None:
-        return 0.0
     noise = 0.0
+    inputs = generate_inputs(fills, rows=2)
     try:
-        together = session.run(trial.two)
+        together = session.run(inputs)
         for row in range(2):
-            alone = session.run({name: array[row : row + 1] for name, array in trial.two.items()})
+            alone = session.run({name: array[row : row + 1] for name, array in inputs.items()})
             pairs = list(zip(alone, together, strict=True))
             if any(not two.ndim or two.shape[0] != 2 or one.size * 2 != two.size for one, two in pairs):
                 return 0.0

@@ -79,6 +79,18 @@ class FirstAnswers(Struct, frozen=True):
     pairs: list[tuple[dict[str, Array], list[Array]]] = []
 
 
+class OnnxArchitecture(Struct, frozen=True, kw_only=True):
+    """What was determined on the first model of a lifted graph for all of them, as whether rows mix.
+
+    ``fills`` are inputs on which it runs, None if none were found. ``lifted``: its answers to one row and, if
+    it is batched, to two were right with its weights as inputs.
+    """
+
+    plan: GraphPlan
+    fills: tuple[Fill, ...] | None
+    lifted: bool = False
+
+
 class Proved(Struct, frozen=True):
     """A lowered model, and ``unlifted``, the model to store if ``obstacle`` says why it cannot be lifted."""
 
@@ -113,18 +125,19 @@ class _Plain:
         return [output if row is None else output.reshape(-1, *row) for output, row in pairs]
 
 
-def first_answers(data: memoryview, lowered: Lowered, fills: tuple[Fill, ...] | None) -> FirstAnswers:
-    """The answers of a plain session of the model's own file to the inputs that ``fills`` generate.
+def first_answers(data: memoryview, lowered: Lowered, architecture: OnnxArchitecture) -> FirstAnswers:
+    """The answers of a plain session of the model's own file to the inputs of its architecture.
 
-    A file that does not run as it is (it may declare wrong shapes of what it computes) is compared with the
-    session that optimised it.
+    Where the first model was right for two rows, one row is enough for its copies: only their weights are
+    others. A file that does not run as it is (it may declare wrong shapes of what it computes) is compared
+    with the session that optimised it.
     """
     batched = lowered.plan.max_batch_size > 0
     trial: Trial | str
-    if fills is not None:
+    if architecture.fills is not None:
         with contextlib.suppress(ProblemError, RunError):
             plain = _Plain(bytes(data), lowered.plan)
-            trial = run_trial(plain, fills, batched=batched)
+            trial = run_trial(plain, architecture.fills, batched=batched and not architecture.lifted)
             if not trial.two_failed:
                 return FirstAnswers(trial, _pairs(plain, trial))
     trial = find_trial(lowered.session, lowered.plan.interface, batched=batched)
@@ -195,8 +208,9 @@ def _tolerance(lowered: Lowered) -> float:
 def _is_rounding(gap: float, lowered: Lowered, answers: FirstAnswers) -> bool:
     if gap <= _tolerance(lowered):
         return True
-    trial = answers.trial
-    return isinstance(trial, Trial) and gap <= _NOISE_FACTOR * noise_of(lowered.session, trial)
+    if gap == float("inf") or not lowered.plan.max_batch_size or not isinstance(answers.trial, Trial):
+        return False
+    return gap <= _NOISE_FACTOR * noise_of(lowered.session, answers.trial.fills)
 
 
 def _unlifted(data: memoryview, lowered: Lowered, answers: FirstAnswers) -> bytes:
@@ -218,16 +232,6 @@ def _unlifted(data: memoryview, lowered: Lowered, answers: FirstAnswers) -> byte
 
 
 _BAKED_WORTH_A_WARNING = 1 * MIB
-
-
-class OnnxArchitecture(Struct, frozen=True, kw_only=True):
-    """What models of equal lifted graphs share: a plan, and inputs on which they run (None: none were found).
-
-    Whether rows are independent is determined on the first of them.
-    """
-
-    plan: GraphPlan
-    fills: tuple[Fill, ...] | None
 
 
 class OnnxCompiler:
@@ -256,20 +260,7 @@ class OnnxCompiler:
         return compiled if compiled is not None and compiled.present(self._cache) else None
 
     def _compiled(self, source: ModelSource, settings: ModelSettings) -> Compiled:
-        model = parse_model(source.data)
-        optional = [tensor.name for tensor in settings.inputs if tensor.optional]
-        found = interface_of(model, optional)
-        plan = _planned(found, batching_of(found, settings, self._config), settings, self._optimiser.block)
-        lowered = lower(model, plan, self._optimiser)
-        architecture = self._architecture(source.data, found, settings, lowered)
-        lowered = self._replanned(source.data, lowered, architecture.plan)
-        answers = first_answers(source.data, lowered, architecture.fills)
-        return self._stored(prove(source.data, lowered, answers), settings, answers.trial)
-
-    def _architecture(
-        self, data: memoryview, found: Interface, settings: ModelSettings, lowered: Lowered
-    ) -> OnnxArchitecture:
-        """What was determined on the first model of this lifted graph, or is now on this one."""
+        found, lowered = self._lowered(source, settings)
         key = digest_of(
             lowered.lifted.digest, msgspec.json.encode(lowered.plan), settings.compile_key(self._config)
         )
@@ -278,9 +269,34 @@ class OnnxCompiler:
             with self._cache.lock(key, inner=True):  # further copies wait for the first
                 known = self._cache.record("architectures", key, OnnxArchitecture)
                 if known is None:
-                    known = self._determined(data, found, settings, lowered)
-                    self._cache.save_record("architectures", key, known)
-        return known
+                    return self._first(source.data, found, settings, lowered, key)
+        proved, answers = self._proved(source.data, lowered, known)
+        return self._stored(proved, settings, answers.trial)
+
+    def _lowered(self, source: ModelSource, settings: ModelSettings) -> tuple[Interface, Lowered]:
+        """The model's interface, and the model lowered by what its interface and its settings say."""
+        model = parse_model(source.data)
+        found = interface_of(model, [tensor.name for tensor in settings.inputs if tensor.optional])
+        batching = batching_of(found, settings, self._config)
+        plan = _planned(found, batching, settings, self._optimiser.block)
+        return found, lower(model, plan, self._optimiser)
+
+    def _first(
+        self, data: memoryview, found: Interface, settings: ModelSettings, lowered: Lowered, key: str
+    ) -> Compiled:
+        architecture = self._determined(data, found, settings, lowered)
+        proved, answers = self._proved(data, lowered, architecture)
+        if not proved.obstacle:
+            architecture = msgspec.structs.replace(architecture, plan=proved.lowered.plan, lifted=True)
+        self._cache.save_record("architectures", key, architecture)
+        return self._stored(proved, settings, answers.trial)
+
+    def _proved(
+        self, data: memoryview, lowered: Lowered, architecture: OnnxArchitecture
+    ) -> tuple[Proved, FirstAnswers]:
+        lowered = self._replanned(data, lowered, architecture.plan)
+        answers = first_answers(data, lowered, architecture)
+        return prove(data, lowered, answers), answers
 
     def _determined(
         self, data: memoryview, found: Interface, settings: ModelSettings, lowered: Lowered
@@ -298,9 +314,11 @@ class OnnxCompiler:
     def _replanned(self, data: memoryview, lowered: Lowered, plan: GraphPlan) -> Lowered:
         """The model lowered by another plan; optimised again only if that has other shapes."""
         old = lowered.plan
-        if (old.interface, old.squeezed, old.stated) == (plan.interface, plan.squeezed, plan.stated):
-            return msgspec.structs.replace(lowered, plan=plan)
-        return lower(parse_model(data), plan, self._optimiser)
+        if (old.interface, old.squeezed, old.stated) != (plan.interface, plan.squeezed, plan.stated):
+            return lower(parse_model(data), plan, self._optimiser)
+        if (old.block, old.branches) != (plan.block, plan.branches):
+            return _lifted(plan, lowered.session, lowered.optimised)
+        return msgspec.structs.replace(lowered, plan=plan)
 
     def _verdict(
         self, data: memoryview, lowered: Lowered, plan: GraphPlan, trial: Trial | str, *, asked: bool
