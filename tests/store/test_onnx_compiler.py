@@ -459,6 +459,15 @@ def test_a_copy_whose_optimised_answers_differ_is_noticed_and_served_as_it_is(sh
         assert any("its answers differ" in warning for warning in each.model.warnings) == (number == at)
 
 
+def test_a_file_that_declares_wrong_shapes_of_what_it_computes_is_served_though_no_session_opens_it(shop):
+    model = graphs.mlp()
+    model.graph.value_info.append(onnx.helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, [32]))
+    served = shop.served("m", model)
+    assert served.code.lifted
+    x = rows(3, 8)
+    assert difference(shop.run(served, {"x": x}), graphs.answers(graphs.mlp(), {"x": x})) <= 1e-5
+
+
 def test_overridable_defaults_of_old_models_are_constants(shop):
     model = graphs.mlp()
     for tensor in model.graph.initializer:
