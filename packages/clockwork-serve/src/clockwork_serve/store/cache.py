@@ -183,8 +183,14 @@ class Cache:
         return self.record(kind, key, type_) if again else None
 
     def save_record(self, kind: str, key: str, value: object) -> None:
-        """Store a record, replacing an earlier one."""
-        self.save(kind, f"{key}.json", msgspec.json.encode(value))
+        """Store a record, replacing an earlier one; in a read-only cache, do nothing."""
+        if self.read_only:
+            return
+        place = f"{kind}/{key}.json"
+        stored = sealed(place, msgspec.json.encode(value))
+        self.write(self.root / place, stored)
+        if self.shared is not None and kind in RECORDS:
+            self.shared.save_record(place, stored)
 
     def read(self, kind: str, name: str) -> bytes | None:
         """The content of a sealed file, here or in the shared store, or None if there is no valid one."""
@@ -205,16 +211,6 @@ class Cache:
         except ValueError as error:
             again = not self.set_aside("record", place, str(error), judged)
         return self._here(kind, name) if again else None
-
-    def save(self, kind: str, name: str, content: bytes) -> None:
-        """Store the content of a sealed file, replacing an earlier one; in a read-only cache, do nothing."""
-        if self.read_only:
-            return
-        place = f"{kind}/{name}"
-        stored = sealed(place, content)
-        self.write(self.root / place, stored)
-        if self.shared is not None and kind in RECORDS:
-            self.shared.save_record(place, stored)
 
     def profile(self, code_id: str, device_kind: str) -> Profile | None:
         """The stored profile, or None."""
