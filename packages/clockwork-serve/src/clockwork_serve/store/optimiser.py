@@ -130,7 +130,7 @@ def parse_model(data: bytes | memoryview) -> onnx.ModelProto:
     except Exception as error:  # protobuf's DecodeError; its module differs between implementations
         raise problem(
             "model.onnx", expected="an ONNX model", found=f"{len(data)} bytes that are not one ({error})",
-            advice="the file is truncated or corrupt: copy it again; or its graphs are nested too deeply",
+            advice="the file is truncated or corrupt: copy it again",
         ) from error  # fmt: skip
     if not model.HasField("graph") or not (model.graph.node or model.graph.output):
         raise problem(

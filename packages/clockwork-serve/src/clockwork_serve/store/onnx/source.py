@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx
 from msgspec import Struct
 
-from clockwork_serve.store.graph_walks import checked_tensors
+from clockwork_serve.store.graph_walks import check_limits, checked_tensors
 from clockwork_serve.store.optimiser import LARGEST_MODEL, parse_model
 from clockwork_serve.store.repository import inside
 from clockwork_serve.store.settings import problem
@@ -76,7 +76,9 @@ def read_source(path: Path, folder: Path) -> ModelSource:
     if facts.size > LARGEST_MODEL:
         raise _too_large(facts.size)
     # Read, not mapped: truncating a mapped file would kill the process.
-    whole, others = _with_external_data(path.read_bytes(), folder)
+    whole = path.read_bytes()
+    check_limits(memoryview(whole))
+    whole, others = _with_external_data(whole, folder)
     return ModelSource(memoryview(whole), (facts, *others))
 
 
