@@ -34,7 +34,7 @@ def rows(count: int, *shape: int, seed: int = 0) -> np.ndarray:
 )
 def test_lifted_answers_equal_an_ordinary_session_at_every_batch_size(shop, make, row, tolerance):
     model = make()
-    served = shop.served("m", model)
+    served = shop.served("m", model, toml="max_batch_size = 16")
     assert served.code.lifted
     assert served.code.batched
     assert served.code.batch_sizes == (1, 2, 4, 8, 16)
@@ -137,7 +137,7 @@ def test_each_copy_is_optimised_once_and_answers_with_its_own_weights(shop):
 
 def test_copies_whose_rows_mix_are_optimised_once_too(shop):
     for number in range(3):
-        copy = vetoed()
+        copy = hidden()
         copy.producer_name = f"copy {number}"
         shop.add(f"m{number}", copy)
     served, _ = shop.compile()
@@ -253,7 +253,7 @@ def test_a_fixed_batch_is_served_as_full_shapes(shop):
 
 
 def test_rows_that_read_each_other_are_not_batched(shop):
-    served = shop.served("m", graphs.mixing_rows())
+    served = shop.served("m", graphs.mixing_rows(), toml="max_batch_size = 16")
     assert served.model.max_batch_size == 0
     assert "depends on the rows beside it (output 'y': row 0 of 2" in served.model.warnings[0]
 
@@ -270,16 +270,17 @@ def of_rows(nodes, dims=(3,), weights=None):
     return graphs.model(nodes, [("x", t.FLOAT, ["n", *dims])], [("y", t.FLOAT, ["n", *dims])], weights)
 
 
-def test_rows_that_read_earlier_ones_are_not_batched(shop):
-    node = onnx.helper.make_node("CumSum", ["x", "axis"], ["y"])
+def test_what_is_not_plainly_row_independent_is_named_with_the_line_that_would_declare_it(shop):
+    node = onnx.helper.make_node("CumSum", ["x", "axis"], ["y"], name="sums")
     served = shop.served("m", of_rows([node], weights={"axis": np.array(0, np.int64)}))
     assert served.model.max_batch_size == 0
-    assert "an answer depends on the rows beside it (output 'y'" in served.model.warnings[0]
-    assert "CumSum" in served.model.warnings[0], "the operator is named, too"
+    (warning, *_) = served.model.warnings
+    assert "CumSum 'sums' computes along axis 0" in warning
+    assert warning.endswith("declare it with max_batch_size = 16 in clockwork.toml")
 
 
-def vetoed(seed=0):
-    """A graph that no trial sees mix: an answer of more than a million would be the largest row's."""
+def hidden():
+    """A graph that no trial sees mix: where a constant is true, an answer is the largest row's sign."""
     h = onnx.helper
     nodes = [
         h.make_node("ReduceMax", ["x"], ["m"], name="largest", axes=[0]),
@@ -290,21 +291,12 @@ def vetoed(seed=0):
     return of_rows(nodes, weights={"no": np.array([False])})
 
 
-def test_what_an_analysis_cannot_clear_is_served_one_by_one_and_the_operator_is_named(shop):
-    served = shop.served("m", vetoed())
-    assert served.model.max_batch_size == 0
-    warning = served.model.warnings[0]
-    assert "may depend on the rows beside it: ReduceMax 'largest' computes along axis 0" in warning
-    assert "set max_batch_size > 0 to batch them" in warning
-
-
 @pytest.mark.parametrize("settings", [{"toml": "max_batch_size = 4"}, {"pbtxt": "max_batch_size: 4"}])
-def test_a_setting_enforces_a_batch_where_only_the_analysis_vetoed(shop, settings):
-    served = shop.served("m", vetoed(), **settings)
+def test_what_is_declared_is_batched_if_no_trial_shows_rows_that_mix(shop, settings):
+    assert shop.served("n", hidden()).model.max_batch_size == 0
+    served = shop.served("m", hidden(), **settings)
     assert served.model.max_batch_size == 4
-    (warning,) = served.model.warnings
-    assert "ReduceMax 'largest'" in warning
-    assert warning.endswith("batched as max_batch_size asks for")
+    assert served.model.warnings == ()
     x = rows(4, 3)
     assert difference(shop.run(served, {"x": x}), [x]) == 0
 
@@ -328,7 +320,7 @@ def test_rounding_that_spreads_is_not_taken_for_rows_that_read_each_other(shop):
 
 def test_an_output_squeezed_at_batch_one_gets_its_batch_axis_back(shop):
     model = graphs.squeezed()
-    served = shop.served("m", model)
+    served = shop.served("m", model, toml="max_batch_size = 16")
     assert served.model.max_batch_size == 16
     assert served.code.outputs == (TensorSpec(name="y", datatype="FP32", shape=()),)
     for size in (1, 2, 5):

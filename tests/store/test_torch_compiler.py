@@ -42,6 +42,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # what torch itself says while it exports and loads
 ]
 SAME = 1e-5
+DECLARED = "max_batch_size = 16"
 IMAGE = (2, 3, 8, 8)
 
 
@@ -57,7 +58,7 @@ class Works:
         root = self.folder / name
         root.mkdir()
         for each, (program, toml) in models.items():
-            put(root, each, program, toml=toml)
+            put(root, each, program, toml=toml or DECLARED)
         return self.again(root, sizes=sizes, threads=threads, **config)
 
     def again(self, root, *, sizes=(1, 4), threads=1, **config):
@@ -137,7 +138,7 @@ def zoo(works):
     """Each of MODELS with what it compiled to, two at a time. Torch saves programs in one thread only."""
     models = {name: make() for name, (make, _, _) in MODELS.items()}
     for name, (_, inputs, _) in MODELS.items():
-        put(works.folder / name, name, exported(models[name], *inputs(2)))
+        put(works.folder / name, name, exported(models[name], *inputs(2)), toml=DECLARED)
     with ThreadPoolExecutor(2) as pool:
         done = {
             name: pool.submit(works.again, works.folder / name, sizes=sizes)
@@ -236,7 +237,7 @@ def test_a_model_in_bfloat16_is_served_in_bfloat16(works):
     assert served.model.weights.size == 2 * 256
 
 
-def test_rows_that_depend_on_each_other_are_not_batched(works):
+def test_rows_that_depend_on_each_other_are_not_batched_whatever_is_declared(works):
     class Mixes(torch.nn.Module):
         def forward(self, x):
             return x - x.mean(0, keepdim=True)

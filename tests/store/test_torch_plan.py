@@ -50,8 +50,23 @@ def pair(dynamic=True, rows=2):
     return exported(Two(), torch.rand(rows, 6), torch.rand(rows, 4), dynamic=dynamic)
 
 
-def test_a_free_axis_0_is_the_batch_up_to_the_default(plan_of):
-    plan = plan_of(exported(small(), torch.rand(IMAGES)))
+class Numbered(torch.nn.Module):
+    """Rows whose results depend on how many there are from six on."""
+
+    def forward(self, x):
+        count = x.shape[0]
+        return x + torch.ones(count * (4 + count // 6)).view(count, -1).sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize(("model", "shape"), [(small(), IMAGES), (Numbered(), (2, 4))])
+def test_a_program_is_batched_only_where_that_is_declared(plan_of, model, shape):
+    plan = plan_of(exported(model, torch.rand(shape)))
+    assert (plan.batched, plan.sizes) == (False, (1,))
+    assert plan.lost.endswith("declare it with max_batch_size = 16 in clockwork.toml")
+
+
+def test_a_free_axis_0_is_the_batch(plan_of):
+    plan = plan_of(exported(small(), torch.rand(IMAGES)), "max_batch_size = 16")
     assert (plan.batched, plan.max_batch_size, plan.sizes) == (True, 16, (1, 2, 4, 8, 16))
     (tensor,) = plan.interface.inputs
     assert (tensor.name, tensor.datatype, tensor.dims) == ("x", "FP32", ("batch", 3, 8, 8))
@@ -65,8 +80,9 @@ def test_max_batch_size_is_what_was_asked_for(plan_of):
 def test_a_program_exported_for_fewer_rows_gets_fewer_and_says_so(plan_of):
     narrow = ({0: Dim("n", min=1, max=8)},)
     program = exported(small(), torch.rand(IMAGES), dynamic=narrow)
-    assert plan_of(program).max_batch_size == 8
-    assert "at most 8 rows" in plan_of(program, "max_batch_size = 20").lost
+    plan = plan_of(program, "max_batch_size = 20")
+    assert plan.max_batch_size == 8
+    assert "at most 8 rows" in plan.lost
 
 
 def test_max_batch_size_0_shows_no_batch_axis_and_runs_one_row(plan_of):
@@ -108,9 +124,10 @@ def test_another_open_dimension_is_a_problem_that_says_what_to_declare(plan_of):
 
     program = exported(Average(), torch.rand(2, 9, 16), dynamic=({0: BATCH, 1: Dim("frames", max=100)},))
     with pytest.raises(ProblemError, match=r"input 'frames' has not, found dims \[-1, 16\]; declare inputs"):
-        plan_of(program)
-    plan = plan_of(program, 'inputs = [{name = "frames", dims = [20, 16]}]')
-    assert plan.interface.inputs[0].dims == ("batch", 20, 16)
+        plan_of(program, "max_batch_size = 4")
+    fixed = 'inputs = [{name = "frames", dims = [20, 16]}]'
+    assert plan_of(program, fixed).interface.inputs[0].dims == (1, 20, 16)
+    assert plan_of(program, f"max_batch_size = 4\n{fixed}").interface.inputs[0].dims == ("batch", 20, 16)
     with pytest.raises(ProblemError, match="found 200"):
         plan_of(program, 'inputs = [{name = "frames", dims = [200, 16]}]')
 
@@ -127,7 +144,9 @@ def test_another_open_dimension_is_a_problem_that_says_what_to_declare(plan_of):
 def test_what_was_declared_has_to_be_what_the_program_has(tmp_path, said, found):
     program = program_of(tmp_path, exported(small(), torch.rand(IMAGES)))
     with pytest.raises(ProblemError, match=found):
-        planned(program, ModelSettings(inputs=(said,)), StoreConfig(cache_dir=str(tmp_path)))
+        planned(
+            program, ModelSettings(inputs=(said,), max_batch_size=4), StoreConfig(cache_dir=str(tmp_path))
+        )
 
 
 def test_a_batch_that_starts_above_1_is_a_problem(plan_of):

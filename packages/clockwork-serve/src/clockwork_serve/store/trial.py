@@ -209,11 +209,6 @@ def difference(got: Sequence[Array], wanted: Sequence[Array]) -> float:
     return worst
 
 
-def likely(interface: Interface, *, batched: bool) -> tuple[Fill, ...]:
-    """The inputs that are tried first; none if all would be too large."""
-    return next(_candidates(interface, batched=batched), ())
-
-
 def _candidates(interface: Interface, *, batched: bool) -> Iterator[tuple[Fill, ...]]:
     free = any(isinstance(dim, str) for tensor in interface.inputs for dim in (tensor.dims or ())[1:])
     loose = any(isinstance(dim, str) for tensor in interface.inputs for dim in (tensor.dims or ())[:1])

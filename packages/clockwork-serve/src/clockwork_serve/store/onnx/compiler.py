@@ -25,7 +25,7 @@ from clockwork_serve.store.onnx.graph import (
 )
 from clockwork_serve.store.onnx.output_shapes import resolved_outputs
 from clockwork_serve.store.onnx.pixels import matmuls_to_convolutions
-from clockwork_serve.store.onnx.row_analysis import veto
+from clockwork_serve.store.onnx.row_rule import objection
 from clockwork_serve.store.onnx.row_trial import BatchingVerdict, batching_verdict
 from clockwork_serve.store.onnx.source import ModelSource
 from clockwork_serve.store.onnx.weights import RECURRENT_OPS, Lifted, lift, views
@@ -41,7 +41,6 @@ from clockwork_serve.store.trial import (
     Trial,
     difference,
     find_trial,
-    likely,
     noise_of,
     run_trial,
     variants,
@@ -323,13 +322,11 @@ class OnnxCompiler:
     def _verdict(
         self, data: memoryview, lowered: Lowered, plan: GraphPlan, trial: Trial | str, *, asked: bool
     ) -> BatchingVerdict:
-        """Whether the model is row-independent, by analysis of the graph and by trial."""
+        """Whether the model is batched: by its configuration or by the rule, as far as trials agree."""
         if not plan.max_batch_size:
             return BatchingVerdict()
-        sizes = batch_sizes(plan.max_batch_size)
-        fills = trial.fills if isinstance(trial, Trial) else likely(plan.interface, batched=True)
-        why = veto(parse_model(data), plan.interface, fills, sizes)
-        return batching_verdict(lowered.session, plan.interface, trial, asked=asked, veto=why)
+        why = "" if asked else objection(parse_model(data), plan.interface)
+        return batching_verdict(lowered.session, plan.interface, trial, asked=asked, objection=why)
 
     def _stored(self, proved: Proved, settings: ModelSettings, trial: Trial | str) -> Compiled:
         """Store code and weights; lifted if that gives the same results."""

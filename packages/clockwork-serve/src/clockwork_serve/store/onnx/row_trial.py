@@ -1,6 +1,6 @@
-"""Tests by runs whether a model is row-independent.
+"""Tests by runs whether a model is row-independent: a check of ``row_rule`` and of what is declared.
 
-What no run shows, ``row_analysis`` must rule out.
+It cannot prove it. A wrong declaration whose harm no run shows gives wrong answers.
 """
 
 from __future__ import annotations
@@ -55,17 +55,17 @@ class _RowsInteract(Exception):
     """A run showed that rows depend on each other; its text says which."""
 
 
-def compare_rows(session: Runs, interface: Interface, trial: Trial, *, gently: bool = False) -> Trial:
+def compare_rows(session: Runs, interface: Interface, trial: Trial) -> Trial:
     """Run the model on changed rows; ``mixed`` of the result says in which case rows were found to interact.
 
-    ``gently``: no extreme integers, for a graph whose loops or sizes may depend on them could run forever.
+    Integers stay within what ran before: a declared graph may loop, or make tensors, as large as they are.
     """
     if trial.two is None or trial.outputs_of_two is None:
         return trial
     if any(not two.ndim or two.shape[0] != 2 for two in trial.outputs_of_two):
         return trial
     try:
-        _Rows(session, interface, trial, gently=gently).compare()
+        _Rows(session, interface, trial).compare()
     except _RowsInteract as seen:
         return msgspec.structs.replace(trial, mixed=str(seen))
     except RunError as error:
@@ -76,12 +76,11 @@ def compare_rows(session: Runs, interface: Interface, trial: Trial, *, gently: b
 class _Rows:
     """The test runs of one model."""
 
-    def __init__(self, session: Runs, interface: Interface, trial: Trial, *, gently: bool) -> None:
+    def __init__(self, session: Runs, interface: Interface, trial: Trial) -> None:
         self._session = session
         self._names = [tensor.name for tensor in interface.outputs]
         self._types = [tensor.datatype for tensor in interface.outputs]
         self._exact = True
-        self._gentle_options = (True,) if gently else (False, True)
         self._fills = self._least = trial.fills
         for high in _LIVELY:
             lively = tuple(_with_high(fill, high) for fill in trial.fills)
@@ -209,19 +208,17 @@ class _Rows:
         self, before: Sequence[Array], rows: Inputs, watched: tuple[int, ...], kinds: Mapping[int, str],
         only: str = "",
     ) -> None:  # fmt: skip
-        for gently in self._gentle_options:
-            changed = {name: array.copy() for name, array in rows.items()}
-            for fill in self._fills:
-                if only in ("", fill.name):
-                    for row, kind in kinds.items():
-                        changed[fill.name][row : row + 1] = _replacement(
-                            fill, kind, rows[fill.name], row, watched[0], gently=gently
-                        )
-            after = self._run(changed)
-            if after is not None:
-                circumstances = ", ".join(f"row {row} is {kind}" for row, kind in kinds.items())
-                self._check_same(before, after, watched, circumstances)
-                return
+        changed = {name: array.copy() for name, array in rows.items()}
+        for fill in self._fills:
+            if only in ("", fill.name):
+                for row, kind in kinds.items():
+                    changed[fill.name][row : row + 1] = _replacement(
+                        fill, kind, rows[fill.name], row, watched[0]
+                    )
+        after = self._run(changed)
+        if after is not None:
+            circumstances = ", ".join(f"row {row} is {kind}" for row, kind in kinds.items())
+            self._check_same(before, after, watched, circumstances)
 
     def _check_same(
         self, before: Sequence[Array], after: Sequence[Array], watched: Sequence[int], circumstances: str
@@ -292,8 +289,8 @@ def _has(kind: str, datatype: str) -> bool:
     return True
 
 
-def _replacement(fill: Fill, kind: str, rows: Array, row: int, watched: int, *, gently: bool) -> Array:
-    """What a row is replaced by; ``gently``: integers and strings stay within what tables hold."""
+def _replacement(fill: Fill, kind: str, rows: Array, row: int, watched: int) -> Array:
+    """What a row is replaced by."""
     own: Array = rows[row : row + 1]
     other: Array = generate_inputs([fill], rows=len(rows), seed=SEED + 1000 + row)[fill.name][row : row + 1]
     twin: Array = rows[watched : watched + 1]
@@ -306,14 +303,13 @@ def _replacement(fill: Fill, kind: str, rows: Array, row: int, watched: int, *, 
     if fill.datatype == "BF16":
         bits = {"nan": 0x7FC0, "zero": 0, "thousandfold": 0x4480, "extreme": 0xFF80}
         return np.full_like(own, bits[kind]) if kind in bits else np.bitwise_xor(own, np.uint16(0x8000))
-    if gently:
-        return other
     if rows.dtype.kind == "b":
         return np.full_like(own, fill_value=False) if kind == "zero" else np.logical_not(own)
     if rows.dtype.kind == "O":
         text = {"zero": "", "long": "z" * 300, "extreme": "\u00e9\u4e2d " * 9, "thousandfold": "a" * 40}
         return np.full_like(own, text.get(kind, "q"))
-    return _replaced_integers(own, kind)
+    ends = {"zero": fill.low, "extreme": fill.high}
+    return np.full_like(own, ends[kind]) if kind in ends else other
 
 
 def _replaced_floats(own: Array, kind: str) -> Array:
@@ -323,18 +319,6 @@ def _replaced_floats(own: Array, kind: str) -> Array:
     with np.errstate(over="ignore"):
         factor = {"thousandfold": 1000, "flipped": -1}.get(kind, 2)
         return np.asarray(np.multiply(own, own.dtype.type(factor)))
-
-
-def _replaced_integers(own: Array, kind: str) -> Array:
-    limits = np.iinfo(own.dtype)
-    if kind == "zero":
-        return np.zeros_like(own)
-    if kind == "extreme":
-        return np.full_like(own, limits.max)
-    if kind == "flipped":
-        return np.full_like(own, limits.min) if limits.min else np.subtract(limits.max, own)
-    larger: Array = np.minimum(np.maximum(own, 1).astype("f8") * 1000, limits.max // 2).astype(own.dtype)
-    return larger
 
 
 # ------------------------------------------------------------
@@ -350,16 +334,19 @@ class BatchingVerdict(Struct, frozen=True):
 
 
 def batching_verdict(
-    session: Runs, interface: Interface, trial: Trial | str, *, asked: bool, veto: str
+    session: Runs, interface: Interface, trial: Trial | str, *, asked: bool, objection: str = ""
 ) -> BatchingVerdict:
-    """Whether the model is row-independent: no run shows otherwise, and the analysis has no ``veto``.
+    """Whether the model is batched: it is declared or there is no ``objection``, and no run shows otherwise.
 
-    ``asked``: the operator set ``max_batch_size``, which overrules a veto, but not a run. For a model that
-    could not be run (``trial`` says why) the analysis alone decides.
+    ``asked``: the configuration declares a ``max_batch_size`` above 0, which overrules an objection, but not
+    a run. ``trial`` may say why the model could not be run.
     """
+    if objection and not asked:
+        return BatchingVerdict(undeclared(f"nothing shows that its rows are independent ({objection})"))
     if isinstance(trial, str):
-        return _verdict_of_analysis(veto, asked=asked)
-    trial = compare_rows(session, interface, trial, gently=bool(veto))
+        unchecked = f"max_batch_size is believed without a check, for the model could not be run ({trial})"
+        return BatchingVerdict(warning=unchecked if asked else "")
+    trial = compare_rows(session, interface, trial)
     if trial.outputs_of_two is None or trial.two_failed:
         return BatchingVerdict(_unbatched(f"it does not run on several rows ({trial.two_failed})"))
     static = all(isinstance(dim, int) for tensor in interface.inputs for dim in (tensor.dims or ())[1:])
@@ -375,26 +362,22 @@ def batching_verdict(
             squeezed[tensor.name] = tuple(row)
     if trial.mixed:
         wish = "max_batch_size was asked for, but " if asked else ""
-        seen = f"{trial.mixed}; {veto}" if veto else trial.mixed
-        return BatchingVerdict(_unbatched(f"{wish}an answer depends on the rows beside it ({seen})"))
-    verdict = _verdict_of_analysis(veto, asked=asked)
-    return verdict if verdict.lost else msgspec.structs.replace(verdict, squeezed=squeezed)
+        return BatchingVerdict(_unbatched(f"{wish}an answer depends on the rows beside it ({trial.mixed})"))
+    return BatchingVerdict(squeezed=squeezed)
 
 
-def _verdict_of_analysis(veto: str, *, asked: bool) -> BatchingVerdict:
-    if not veto:
-        return BatchingVerdict()
-    reason = f"an answer may depend on the rows beside it: {veto}"
-    if asked:
-        return BatchingVerdict(warning=f"{reason}; batched as max_batch_size asks for")
-    return BatchingVerdict(_unbatched(reason) + _OVERRULE)
+_UNBATCHED = "served with max_batch_size 0 (requests give full shapes), one request per run"
 
 
-_OVERRULE = "; if you know that rows are independent, set max_batch_size > 0 to batch them"
+def undeclared(reason: str) -> str:
+    """The warning for a model that is batched only if its configuration declares it."""
+    return (
+        f"{reason}: {_UNBATCHED}; if you know that its rows are independent, declare it with "
+        "max_batch_size = 16 in clockwork.toml"
+    )
 
 
 def _unbatched(reason: str) -> str:
     return (
-        f"{reason}: served with max_batch_size 0 (requests give full shapes), one request per run; "
-        "to batch, export it with rows that are computed independently along axis 0"
+        f"{reason}: {_UNBATCHED}; to batch, export it with rows that are computed independently along axis 0"
     )

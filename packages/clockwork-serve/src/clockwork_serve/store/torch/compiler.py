@@ -142,7 +142,7 @@ class TorchCompiler:
         compiled = compiled_of(
             code, self._cache.save_weights(blob), len(blob), settings,
             max_batch_size=plan.max_batch_size if code.batched else 0,
-            warnings=(plan.lost, report.doubt, report.lost),
+            warnings=(plan.lost, report.lost),
         )  # fmt: skip
         self._cache.save_record("architectures", key, TorchArchitecture(first=compiled))
         return compiled

@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from clockwork_serve.store.cache import batch_sizes
 from clockwork_serve.store.onnx.graph import batching_of, declared
+from clockwork_serve.store.onnx.row_trial import undeclared
 from clockwork_serve.store.settings import ModelSettings, Problem, StoreConfig
 from clockwork_serve.store.torch.archive import refuse
 from clockwork_serve.store.torch.program import Program, renamed
@@ -17,14 +18,13 @@ BATCH = "batch"  # the name of the batch dimension in a plan, whatever the progr
 
 
 class TorchPlan(Struct, frozen=True, kw_only=True):
-    """``interface`` has all dimensions fixed but axis 0, if ``batched``. ``asked``: a batch was configured.
+    """``interface`` has all dimensions fixed but axis 0, if ``batched``, as only the configuration can say.
 
     ``sizes`` are the batch sizes to try, ascending. ``lost`` says why there is no batch, or a smaller one.
     """
 
     interface: Interface
     batched: bool
-    asked: bool
     max_batch_size: int
     sizes: tuple[int, ...]
     lost: str = ""
@@ -63,7 +63,7 @@ class CompileStep(Struct, frozen=True, kw_only=True, tag="step"):
 class CompileReport(Struct, frozen=True, kw_only=True, tag="report"):
     """The result of a job: packages in its folder, or a ``problem``.
 
-    ``lost`` says why there is no batch although one was wanted, ``doubt`` is a warning about the batch.
+    ``lost`` says why there is no batch although one was declared.
     ``row_ns`` is the time per row at each size that was tried; ``difference`` the largest found between
     package and program.
     """
@@ -73,7 +73,6 @@ class CompileReport(Struct, frozen=True, kw_only=True, tag="report"):
     outputs: tuple[GraphTensor, ...] = ()
     fills: tuple[Fill, ...] = ()
     lost: str = ""
-    doubt: str = ""
     folded: int = 0
     row_ns: dict[int, int] = {}
     difference: float = 0.0
@@ -101,6 +100,9 @@ def planned(
     symbol = _symbol(found)
     lost = batching.lost
     most = batching.max_batch_size
+    asked = settings.max_batch_size
+    if most and not asked:
+        lost, most = undeclared("a torch program is batched only where its configuration says so"), 0
     if most and any(not tensor.dims or tensor.dims[0] != symbol for tensor in found.outputs):
         lost = "axis 0 of an output is not the batch dimension of the inputs: served with max_batch_size 0"
         most = 0
@@ -110,17 +112,12 @@ def planned(
             "export it with torch.export.Dim('batch', min=1, max=64)",
         )  # fmt: skip
     if most and ranges.get(symbol, (1, most))[1] < most:
-        asked = settings.max_batch_size
         most = ranges[symbol][1]
-        if asked:
-            lost = (
-                f"max_batch_size {asked} was asked for, but the program is exported for at most {most} rows"
-            )
+        lost = f"max_batch_size {asked} was asked for, but the program is exported for at most {most} rows"
     interface = declared(found, settings, batched=most > 0)
     fixed = _settled(found, interface, symbol, ranges, batched=most > 0)
     return TorchPlan(
-        interface=fixed, batched=most > 0, asked=bool(settings.max_batch_size), max_batch_size=most,
-        sizes=sizes_of(most), lost=lost,
+        interface=fixed, batched=most > 0, max_batch_size=most, sizes=sizes_of(most), lost=lost
     )  # fmt: skip
 
 

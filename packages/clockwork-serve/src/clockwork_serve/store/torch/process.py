@@ -9,7 +9,6 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,6 @@ from clockwork_serve.store.torch.packages import (
 )
 from clockwork_serve.store.torch.plan import CompileJob, CompileReport, CompileStep
 from clockwork_serve.store.torch.program import Program, read_program
-from clockwork_serve.store.torch.rows import veto
 from clockwork_serve.store.torch.target import target_here
 from clockwork_serve.store.trial import GraphTensor, Interface, Trial, find_trial, generate_inputs
 
@@ -113,11 +111,10 @@ class _Work:
         batched = self.plan.batched
         eager = Eager(self.plain.module(self.values, self.device), self.inputs, self.device)
         trial = self._tried(eager, batched=batched)
-        lost = warning = ""
+        lost = ""
         if batched and self.plan.sizes[-1] > 1:
-            why = self._row_objection(trial)
-            verdict = batching_verdict(eager, self.plan.interface, trial, asked=self.plan.asked, veto=why)
-            lost, warning = verdict.lost, verdict.warning
+            verdict = batching_verdict(eager, self.plan.interface, trial, asked=True)
+            lost = verdict.lost
             if verdict.squeezed and not lost:
                 lost = f"output '{next(iter(verdict.squeezed))}' has no batch axis for one row"
         if lost:
@@ -137,19 +134,8 @@ class _Work:
         (Path(self.job.folder) / "recipe.json").write_bytes(msgspec.json.encode(packed.recipe))
         return CompileReport(
             batch_sizes=tuple(kept), outputs=self._outputs(trial, batched=batched), fills=trial.fills,
-            lost=lost, doubt=warning, folded=packed.folded, row_ns=self.row_ns, difference=self.difference,
+            lost=lost, folded=packed.folded, row_ns=self.row_ns, difference=self.difference,
         )  # fmt: skip
-
-    def _row_objection(self, trial: Trial) -> str:
-        """Why an analysis does not find the graph row-independent; empty if it does."""
-
-        def inputs_of(count: int) -> Sequence[Any]:
-            return tensors_of(generate_inputs(trial.fills, rows=count), self.inputs, self.device)
-
-        try:
-            return veto(self.plain.module(self.values, self.device), inputs_of, self.plan.sizes[-1])
-        except Exception as error:  # noqa: BLE001 - operators raise whatever they like
-            return f"the graph does not run on several rows ({type(error).__name__}: {str(error)[:100]})"
 
     def _tried(self, eager: Eager, *, batched: bool) -> Trial:
         """Inputs that the program accepts. Raises ``ProblemError`` if there are none."""
