@@ -13,6 +13,7 @@ from benchmarks.rows import asking
 from benchmarks.rows.graph import Array
 from benchmarks.rows.judge import Arrays, Refused, Rows, judge, plain_rows, session_of, specs_of
 from clockwork_serve.devices import Device
+from clockwork_serve.store.settings import ModelSettings
 
 POOL = 24
 """Rows that batches are taken from."""
@@ -23,6 +24,7 @@ class Case:
     """A graph whose inputs share a free axis 0. ``samples``: inputs known to work, of one or more rows.
 
     ``light``: it takes long, so fewer batches are tried. ``mixes``: it is known to, even if nothing shows it.
+    ``declared``: the ``max_batch_size`` of its configuration, if that has one.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Case:
     samples: tuple[Arrays, ...] = ()
     light: bool = False
     mixes: bool = False
+    declared: int | None = None
 
 
 @dataclass(slots=True)
@@ -75,7 +78,7 @@ def play(case: Case, store: asking.Store, on: Device) -> Played:
     played.mixes = next((finding.mixes for finding, _ in good if finding.mixes), "")
     if case.mixes and not played.mixes:
         played.mixes = "by construction, though nothing showed it"
-    said = store.ask(data)
+    said = store.ask(data, ModelSettings(max_batch_size=case.declared))
     played.batched, played.why = said.batched, said.why
     if said.batched and said.served is not None:
         for _, rows in good:

@@ -1,22 +1,22 @@
-"""Kinds of graphs written by hand: what is known to mix rows, and each step of the generator alone."""
+"""Kinds of graphs: some written by hand, and those of ``steps.txt``, each a step that keeps or mixes rows."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import onnx
 from onnx import helper
 
-from benchmarks.rows.apart import STEPS, Step
-from benchmarks.rows.graph import ROWS, TEXT, Scope, Value
-from benchmarks.rows.mixing import MIXERS
+from benchmarks.rows.graph import ROWS, Scope, Value
 from qa.cases.case import Case
 
 OPSET = 17
-TRIES = 60
-_SHAPES = ((ROWS, 4), (ROWS, 3, 4), (ROWS, 4, 2, 4), (ROWS, 1))
+STEPS = Path(__file__).with_name("steps.txt")
+"""Graphs as onnx prints them, each after a line with its name, and whether it mixes rows."""
 Build = Callable[[Scope, Value], Value]
 
 
@@ -24,24 +24,10 @@ def kinds() -> Iterator[Case]:
     """All of them."""
     for name, build, dtype, shape in WRITTEN:
         yield _written(name, build, dtype, shape)
-    for table, word, dtypes in ((STEPS, "apart", ("f4", "i8", "f4", TEXT)), (MIXERS, "mixing", ("f4",))):
-        for step, _ in table:
-            case = _alone(f"{word}{step.__name__}", step, dtypes)
-            if case is not None:
-                yield case
-
-
-def _alone(name: str, step: Step, dtypes: Sequence[str]) -> Case | None:
-    """A graph of one step, the first of some that the dice make of it."""
-    for number in range(TRIES):
-        g = Scope(random.Random(f"{name} {number}"), OPSET)
-        shape = _SHAPES[number // len(dtypes) % len(_SHAPES)]
-        inputs = [Value("x", dtypes[number % len(dtypes)], shape), Value("ids", "i8", (ROWS, 1))]
-        g.values = list(inputs)
-        made = step(g, inputs[0])
-        if made is not None and made.axis is not None and g.nodes:
-            return _case(name, g, inputs, made)
-    return None
+    for part in STEPS.read_text().split("=== ")[1:]:
+        title, _, text = part.partition("\n")
+        name, _, mixes = title.partition(", ")
+        yield Case(name, onnx.parser.parse_model(text), mixes=bool(mixes))
 
 
 def _written(name: str, build: Build, dtype: str, shape: tuple[int, ...]) -> Case:

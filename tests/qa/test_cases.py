@@ -1,6 +1,8 @@
-"""Sixty known graphs: those that mix rows are served one by one, the others in batches, answered rightly."""
+"""Sixty known graphs: those that mix rows are served one by one, others in batches, answered rightly."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import pytest
 
@@ -8,7 +10,7 @@ from benchmarks.rows import asking
 from harness.report import Outcome
 from qa.cases.__main__ import judge, judge_answers
 from qa.cases.case import Case, Played, play
-from qa.cases.known import APART, MIXING, sixty, standard_cases
+from qa.cases.known import APART, DECLARED, MIXING, sixty, standard_cases
 from qa.cases.standard import SHORT, SHORT_MODULES, Answered, answer
 
 
@@ -45,6 +47,17 @@ def test_rows_that_are_apart_are_batched_and_company_changes_no_answer(name, cas
     assert played.batched, played.why
     assert played.company.answers > played.company.refused
     assert not played.company.wrong, played.company.first
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_rows_that_are_not_plainly_apart_are_batched_where_that_is_declared(name, cases, store, device):
+    undeclared = play(cases[name], store, device)
+    assert not undeclared.batched
+    assert "max_batch_size = 16 in clockwork.toml" in undeclared.why
+    declared = play(dataclasses.replace(cases[name], declared=16), store, device)
+    assert declared.batched, declared.why
+    assert declared.company.answers > declared.company.refused
+    assert not declared.company.wrong, declared.company.first
 
 
 def test_a_case_that_no_row_of_runs_is_not_counted(cases, store, device):
