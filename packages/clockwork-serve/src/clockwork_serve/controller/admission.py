@@ -297,8 +297,8 @@ class Admission(Record):
         There is no advice if no request with ``given_ns`` to its deadline is ever feasible.
         """
         needs = f"it takes {_ms(finish.rest_ns)}"
-        slo_ns, kept_ns = asked.deadline_ns - asked.arrival_ns, asked.deadline_ns - due_ns
-        kept = f"{_ms(kept_ns)} of the SLO's {_ms(slo_ns)} are kept for the way and delays"
+        slo_ns, reserve_ns = asked.deadline_ns - asked.arrival_ns, asked.deadline_ns - due_ns
+        kept = f"{_ms(reserve_ns)} of the SLO's {_ms(slo_ns)} are kept for the way and delays"
         if finish.rest_ns + self._belief.slack_ns > given_ns:
             message = f"the deadline cannot be met: {needs}, and {kept}"
             return Verdict(Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, message)

@@ -375,11 +375,11 @@ class _Batches:
         if not self.infer_ns:
             return self.row_ns * batch
         *others, largest = sorted(self.infer_ns)
-        largest_ns = self.infer_ns[largest]
+        last_infer_ns = self.infer_ns[largest]
         if not others:
-            return largest_ns * batch // largest
-        more_ns = max(0, largest_ns - self.infer_ns[others[-1]])
-        return largest_ns + more_ns * (batch - largest) // (largest - others[-1])
+            return last_infer_ns * batch // largest
+        more_ns = max(0, last_infer_ns - self.infer_ns[others[-1]])
+        return last_infer_ns + more_ns * (batch - largest) // (largest - others[-1])
 
 
 def measured_sizes(code: Code) -> tuple[int, ...]:
