@@ -34,7 +34,7 @@ INSTANTS = frozenset(
         accepted actual again answered armed arrival arrived at available axis before began begin bound
         by called counter ctime cut deadline delayed delivered done due earliest early end ended ends
         entered entry expires filled first free from full gone horizon idle key last latest lost
-        measured message monotonic mtime next now oldest origin paused place promised ran reached read ready
+        measured monotonic mtime next now oldest origin paused place promised ran reached read ready
         received renewed requested sent since slot slowed soonest start started starts stop stopped
         switch time timer times to top unpolled until upto urgency urgent used verdict wake wakeup
         warmup when
