@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clockwork_serve.store.onnx.row_trial import compare_rows
+from clockwork_serve.store.onnx.row_trial import BatchingVerdict, batching_verdict, compare_rows
 from clockwork_serve.store.trial import GraphTensor, Interface, RunError, Trial, find_trial
 
 
@@ -133,3 +133,19 @@ def test_a_number_of_rows_that_does_not_run_is_said():
         return x
 
     assert tried(small, x="FP32").two_failed == "at most three rows"
+
+
+def test_a_declaration_overrules_an_objection_but_no_run():
+    interface = Interface((GraphTensor("x", "FP32", ("n", 4)),), (GraphTensor("y", "FP32", ("n", 4)),))
+
+    def verdict(function, *, asked: bool, trial=None):
+        model = Model(function)
+        trial = trial or find_trial(model, interface, batched=True)
+        return batching_verdict(model, interface, trial, asked=asked, objection="Loop 'y' is in the way")
+
+    assert verdict(MIXED["how many there are"], asked=True).lost.startswith(
+        "max_batch_size was asked for, but"
+    )
+    assert "Loop 'y' is in the way" in verdict(APART["its own sum"], asked=False).lost
+    assert verdict(APART["its own sum"], asked=True) == BatchingVerdict()
+    assert "without a check" in verdict(None, asked=True, trial="no memory").warning

@@ -51,7 +51,7 @@ from clockwork_serve.store.settings import Damage, ModelSettings, Problem, Probl
 from clockwork_serve.store.shared import FULL, RECORDS, SharedStore, sync_folder
 from clockwork_serve.units import KIB, MIB, align
 
-LAYOUT = 7  # incremented whenever the format of what is stored changes; older folders are not touched
+LAYOUT = 7  # incremented whenever what is stored changes, or what decides it; older folders are not touched
 KEPT_DAMAGED = 16
 KEPT_DAMAGED_BYTES = 256 * MIB
 """How many damaged artefacts, and how many bytes of them, are kept; the oldest are deleted first."""

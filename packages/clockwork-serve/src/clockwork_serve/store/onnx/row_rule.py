@@ -34,6 +34,7 @@ from clockwork_serve.store.trial import Interface
 
 _MOST_KNOWN = 64
 """Elements of the largest constant that is read: settings are small, and tables are not settings."""
+_OF_SETTINGS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL, onnx.TensorProto.FLOAT)
 _OLDEST = 7
 """The first opset that broadcasts as numpy does, and whose normalisations do not train by default."""
 _RANDOM = frozenset(
@@ -95,7 +96,7 @@ class _Graph:
         count = math.prod(shape)
         floats = tensor.data_type == onnx.TensorProto.FLOAT
         weight = floats and is_weight(count, len(shape), self._readers.get(name, ()))
-        if weight or count > _MOST_KNOWN or tensor.data_type == onnx.TensorProto.STRING:
+        if weight or count > _MOST_KNOWN or tensor.data_type not in _OF_SETTINGS:
             return Value("fixed", tensor.data_type, shape)
         elements = numpy_helper.to_array(tensor).astype(object)
         return Value("fixed", tensor.data_type, shape, elements)
