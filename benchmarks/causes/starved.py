@@ -70,8 +70,8 @@ CASES: Final = (
         before=0.0, note="the least share in time of all that is kept", play=_reserve,
     ),
     Case(
-        "starved-relaxed", "1,080 r/s at 250 ms beside 12 at 9 ms on one device", asked=0.97, before=0.0,
+        "starved-relaxed", "1,080 r/s at 250 ms beside 12 at 9 ms on one device", asked=0.97, before=0.541,
         note="a share of what they have alone", play=_relaxed,
     ),
-    Case("starved-tight", "those at 9 ms", asked=0.03, before=0.0, play=_tight),
+    Case("starved-tight", "those at 9 ms", asked=0.05, before=0.001, play=_tight),
 )  # fmt: skip
