@@ -245,6 +245,15 @@ def test_so_they_are_where_gateways_keep_the_time_that_the_load_would_need(way_m
     assert loads(made) == ["a/1"]
 
 
+def test_so_they_are_where_plans_leave_much_for_delays() -> None:
+    made = serving("a", "b", times=profile(b1_ms=10, load_ms=42), policy="default")
+    made.ask("b", slo_ms=500, until_ms=100)
+    made.controller._belief.slack_ns = ms(20)
+    first, second = made.ask("a", slo_ms=70, until_ms=80), made.ask("a", slo_ms=70, until_ms=80)
+    assert made.answers[first].reason is Reason.WOULD_MISS_DEADLINE
+    assert made.answers[second].outcome is Outcome.OK
+
+
 def test_so_they_are_where_requests_were_long_on_their_way_to_the_controller() -> None:
     made = serving("a", times=profile(b1_ms=10, load_ms=42), policy="default")
     for request_id in ("first", "second"):
