@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import select
@@ -20,6 +21,8 @@ import trustme
 from harness.process_tree import descendants
 
 LOOPBACK: Final = "the loopback"
+_MADE: Final = itertools.count()
+"""How often networks were made: what the kernel has still to remove keeps its name."""
 NOBODY: Final = "02:00:00:00:00:01"  # a network card that is not there
 START_S: Final = 120.0
 STOP_S: Final = 30.0
@@ -62,7 +65,8 @@ def ip(*words: str) -> None:
 def hosts(count: int) -> Iterator[tuple[Host, list[Host], str]]:
     """This host, ``count`` others on a switch with it, and what they are in truth."""
     with ExitStack() as stack:
-        switch, net = f"cwb{os.getpid() % 10_000}", f"10.{178 + os.getpid() % 40}.{os.getpid() % 250}"
+        pid, made = os.getpid(), next(_MADE) % 10
+        switch, net = f"cwb{pid % 10_000}s{made}", f"10.{178 + pid % 40}.{(pid + made) % 250}"
         try:
             ip("link", "add", switch, "type", "bridge")
             stack.callback(_quietly, "link", "del", switch)

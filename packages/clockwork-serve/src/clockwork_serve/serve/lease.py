@@ -276,10 +276,8 @@ class Tenure:
         return self._began_s + self._for_s - now_s
 
 
-ALONE: Final = 1.25
 ALONE_MAX_S: Final = 10.0
-"""A leader without any worker gives the lease up after this many times the lease's time, but at most so long:
-a worker that was killed is back before."""
+"""A leader without any worker gives the lease up after the lease's time, or after this if it is less."""
 REIGN_S: Final = 5.0
 """So long a leader keeps it in any case; twice as long after each one in a row that had it in vain."""
 
@@ -295,7 +293,7 @@ class Desertion:
         self.workers_known = last is not None and last.workers
         self.in_vain = 0 if last is None else last.in_vain
         self._joined = False
-        self._alone_s = min(ALONE * lease_s, ALONE_MAX_S)
+        self._alone_s = min(lease_s, ALONE_MAX_S)
         self._began_s = self._since_s = began_s
 
     def gives_up(self, workers: int, now_s: float) -> bool:
