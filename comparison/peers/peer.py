@@ -88,8 +88,8 @@ class Setup:
 
     @property
     def waiting(self) -> int:
-        """How many requests can be served one by one within the SLO, with a quarter of it to spare."""
-        return max(1, int(0.75 * self.slo_ms / self.exec_ms(1)))
+        """How many requests are served one by one in half of the SLO; the rest is for HTTP and luck."""
+        return max(1, int(0.5 * self.slo_ms / self.exec_ms(1)))
 
     def write(self, more: Mapping[str, Any]) -> Path:
         """The file that :mod:`comparison.peers.served` reads in the server's processes."""

@@ -515,8 +515,8 @@ class FastApiBounded(FastApi):
 
     name = "fastapi"
     configured = (
-        "a session per model, one thread for all, off the event loop; 429 if more requests wait than three "
-        "quarters of the SLO have time for (by hand); 504 after the client's timeout, the SLO"
+        "a session per model, one thread for all, off the event loop; 429 if more requests wait than are "
+        "served in half of the SLO (by hand); 504 after the client's timeout, the SLO"
     )
     arguments = FastApi.arguments.replace("fastapi_ort_app", "fastapi_bounded_app")
 

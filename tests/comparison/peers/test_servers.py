@@ -249,8 +249,8 @@ def test_a_load_is_played_and_its_record_says_what_became_of_it(
     assert sum(count for *_, count in record.reasons(played)) == 80
 
 
-def test_no_more_requests_may_wait_than_are_served_in_three_quarters_of_the_slo(tmp_path: Path) -> None:
+def test_no_more_requests_may_wait_than_are_served_in_half_of_the_slo(tmp_path: Path) -> None:
     network = {"kind": "mobilenet_v2", "image_ms": 10.0}
 
-    assert setup(tmp_path, **network).waiting == 15
+    assert setup(tmp_path, **network).waiting == 10
     assert setup(tmp_path, **network, slo_ms=1.0).waiting == 1
