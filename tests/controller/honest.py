@@ -14,6 +14,7 @@ from clockwork_serve.messages import (
     ControllerEffect,
     ControllerEvent,
     DeviceSpec,
+    Held,
     Infer,
     Load,
     Model,
@@ -192,14 +193,17 @@ class World:
             self.started.append((start_ns, start_ns + lasts_ns, action))
         self.reply(action, status, start_ns, start_ns + lasts_ns)
 
-    def reply(self, action: Load | Unload | Infer, status: Status, start_ns: int, end_ns: int) -> None:
+    def reply(
+        self, action: Load | Unload | Infer, status: Status, start_ns: int, end_ns: int,
+        held: Held | None = None,
+    ) -> None:  # fmt: skip
         """Send a result; it arrives one network delay after ``end_ns``."""
         outputs = (
             tuple(b"" for _ in action.calls) if isinstance(action, Infer) and status is Status.OK else ()
         )
         result = Result(
             action_id=action.action_id, device=action.device, status=status, started_ns=start_ns,
-            ended_ns=end_ns, outputs=outputs,
+            ended_ns=end_ns, outputs=outputs, held=held,
         )  # fmt: skip
         self._inbox.append((max(end_ns, self.now_ns) + self.network_ns, action.action_id, result))
 

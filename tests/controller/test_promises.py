@@ -223,7 +223,7 @@ def test_a_lane_does_not_wait_for_weights_that_could_not_be_loaded():
     made, cold, warm = loading()
     ((_, number, result),) = made._inbox
     made._inbox = [
-        (made.now_ns + ms(1), number, replace(result, status=Status.NO_ROOM, ended_ns=made.now_ns))
+        (made.now_ns + ms(1), number, replace(result, status=Status.DEVICE_FAULT, ended_ns=made.now_ns))
     ]
     made.actions.clear()
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import pytest
 
 from clockwork_serve.controller.life import GONE
-from clockwork_serve.messages import Infer, Load, ModelRemoved, Outcome, Reason, Status
+from clockwork_serve.messages import CodeReady, Held, Infer, Load, ModelRemoved, Outcome, Reason, Status
 from clockwork_serve.units import ms
 from tests.controller.honest import World, device, serving
 
 
-def failing(kind: type, status: Status, times: int = 1000) -> World:
-    """A cold device on which the first ``times`` actions of a kind end badly."""
+def failing(kind: type, status: Status, times: int = 1000, *, lost: bool = False) -> World:
+    """A cold device on which the first ``times`` actions of a kind end badly; ``lost``: it holds nothing."""
     world = serving("a")
     honest, left = world.reply, [times]
 
     def reply(action, said, start_ns, end_ns):  # type: ignore[no-untyped-def]
         bad = isinstance(action, kind) and left[0] > 0
         left[0] -= bad
-        honest(action, status if bad else said, start_ns, end_ns)
+        honest(action, status if bad else said, start_ns, end_ns, held=Held() if bad and lost else None)
 
     world.reply = reply  # type: ignore[method-assign]
     return world
@@ -41,8 +41,8 @@ def test_a_failed_infer_says_why_and_that_it_was_cold(status: Status, reason: Re
 @pytest.mark.parametrize(
     "status", [Status.WEIGHTS_MISSING, Status.WEIGHTS_CHANGED, Status.IN_USE, Status.UNKNOWN_CODE]
 )
-def test_weights_that_are_not_where_we_believed_are_loaded_again(status: Status) -> None:
-    world = failing(Infer, status, times=1)
+def test_weights_that_the_worker_does_not_hold_are_loaded_again(status: Status) -> None:
+    world = failing(Infer, status, times=1, lost=True)
     request_id = world.ask("a", slo_ms=500)
     assert world.answers[request_id].outcome is Outcome.OK
     assert [type(one) for one in world.actions] == [Load, Infer, Load, Infer]
@@ -62,15 +62,36 @@ def test_a_refusal_that_leaves_the_action_as_good_as_it_was_is_tried_for_as_long
     assert [type(one) for one in world.actions] == [Load, *[Infer] * 11]
 
 
+@pytest.mark.parametrize("status", [one for one in Status if one is not Status.OK])
+def test_a_refusal_alone_says_nothing_about_weights(status: Status) -> None:
+    world = failing(Infer, status, times=1)
+    world.ask("a", slo_ms=500)
+    world.ask("a", slo_ms=500)
+    assert [type(one) for one in world.actions].count(Load) == 1
+
+
+def test_an_infer_without_room_fails_and_is_not_tried_again() -> None:
+    world = failing(Infer, Status.NO_ROOM)
+    request_id = world.ask("a", slo_ms=500)
+    assert world.answers[request_id].outcome is Outcome.FAILED
+    assert [type(one) for one in world.actions] == [Load, Infer]
+
+
+def test_a_load_that_found_no_room_is_tried_again_three_times() -> None:
+    for times, outcome in ((3, Outcome.OK), (4, Outcome.FAILED)):
+        world = failing(Load, Status.NO_ROOM, times)
+        assert world.answers[world.ask("a", slo_ms=5000)].outcome is outcome
+
+
 def test_weights_that_were_forgotten_are_gone() -> None:
-    world = failing(Infer, Status.WEIGHTS_MISSING, times=1)
+    world = failing(Infer, Status.WEIGHTS_MISSING, times=1, lost=True)
     world.request("a", slo_ms=500)
     residency = world.controller._belief.models["a/1"].residencies["d0"]
     world.run()
     assert residency.state == GONE
 
 
-@pytest.mark.parametrize("status", [Status.MODEL_RAISED, Status.INPUT_GONE])
+@pytest.mark.parametrize("status", [Status.MODEL_RAISED, Status.INPUT_GONE, Status.NO_ROOM])
 def test_two_that_failed_together_are_tried_alone(status: Status) -> None:
     world = failing(Infer, status, times=1)
     ids = [world.request("a", slo_ms=500) for _ in range(2)]
@@ -139,7 +160,8 @@ def test_weights_that_one_missed_stay_believed_while_another_reads_them() -> Non
         missed = isinstance(action, Infer) and not infers
         if isinstance(action, Infer):
             infers.append(action)
-        honest(action, Status.WEIGHTS_MISSING if missed else said, start_ns, end_ns)
+        held = Held() if missed else None
+        honest(action, Status.WEIGHTS_MISSING if missed else said, start_ns, end_ns, held=held)
 
     world.reply = reply  # type: ignore[method-assign]
     ids = [world.request("a", slo_ms=500) for _ in range(2)]
@@ -157,3 +179,18 @@ def test_what_ran_on_a_lost_worker_is_not_tried_again_once_its_model_was_removed
     world.kill("w0", "d0")
     answer = world.answers[request_id]
     assert (answer.outcome, answer.reason) == (Outcome.FAILED, Reason.WORKER_LOST)
+
+
+def test_a_code_that_cannot_run_there_is_waited_for() -> None:
+    world = serving("a")
+    honest = world.reply
+
+    def reply(action, said, start_ns, end_ns):  # type: ignore[no-untyped-def]
+        honest(action, Status.UNKNOWN_CODE, start_ns, end_ns, held=Held(unprepared=("c",)))
+
+    world.reply = reply  # type: ignore[method-assign]
+    world.ask("a", slo_ms=500, until_ms=100)
+    world.reply = honest  # type: ignore[method-assign]
+    assert world.controller._belief.devices["d0"].pending_codes == {"c"}
+    world.tell(CodeReady(device="d0", code_id="c"))
+    assert world.answers[world.ask("a", slo_ms=500)].outcome is Outcome.OK

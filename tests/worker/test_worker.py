@@ -10,8 +10,10 @@ from msgspec import structs
 from clockwork_serve.messages import (
     CodeAdded,
     CodeReady,
+    CodeRemoved,
     DeviceState,
     Extent,
+    Held,
     Infer,
     Lane,
     Load,
@@ -479,3 +481,33 @@ def test_pages_that_are_added_can_be_loaded() -> None:
     again = load(2, "a", SPEC.pages)
     assert tell(1, again) == [start(again)]
     tell.worker.check()
+
+
+# What a device holds
+
+
+def test_the_last_refusal_of_an_instant_says_what_the_device_holds_then() -> None:
+    tell = fresh()
+    action = load(1, "a", 0, version=7)
+    tell(0, action)
+    tell(1, done(action, 1))
+    found = tell(2, infer(2, "b", 4), infer(3, "c", 4), infer(4, "a", 0, version=7))
+    assert [one.held for one in found if isinstance(one, Result)] == [None, Held(versions=(7,))]
+
+
+def test_weights_that_are_about_to_go_are_not_held() -> None:
+    tell = fresh()
+    action = load(1, "a", 0, version=7)
+    tell(0, action)
+    tell(1, done(action, 1), RetainWeights(device=GPU))
+    (refused,) = [one for one in tell(1, infer(2, "b", 4)) if isinstance(one, Result)]
+    assert refused.held == Held()
+
+
+def test_a_code_that_is_being_prepared_anew_cannot_run() -> None:
+    tell = fresh()
+    tell(0, CodeRemoved(code_id="net"), CodeAdded(code=CODE))
+    tell(0, CodeRemoved(code_id="net"))
+    tell(0, CodeAdded(code=CODE))
+    (refused,) = [one for one in tell(1, load(1, "a", 0)) if isinstance(one, Result)]
+    assert refused.held == Held(unprepared=("net",))

@@ -320,6 +320,11 @@ class Controller(Record):
                 self._end_early(waiter, Outcome.CANCELLED, Reason.NONE, "its gateway is gone")
 
     def _on_result(self, result: Result, now_ns: int) -> None:
+        self._end_action(result, now_ns)
+        if result.held is not None and (device := self._belief.devices.get(result.device)) is not None:
+            self._takeover.correct(device, result.held, now_ns)
+
+    def _end_action(self, result: Result, now_ns: int) -> None:
         sent = self._belief.sent.pop(result.action_id, None)
         if sent is None:
             self._takeover.observe_result(result, now_ns)

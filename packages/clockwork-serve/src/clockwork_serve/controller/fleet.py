@@ -8,7 +8,7 @@ from typing import Final
 from clockwork_serve.controller.belief import AdoptedAction, Belief, Sent
 from clockwork_serve.controller.cluster import DeviceBelief, Residency
 from clockwork_serve.controller.feasibility import Feasibility
-from clockwork_serve.controller.life import FAILED, READY
+from clockwork_serve.controller.life import FAILED, READY, UNLOAD
 from clockwork_serve.controller.policies.base import Scheduler
 from clockwork_serve.controller.quarantine import Quarantine
 from clockwork_serve.controller.record import Record
@@ -18,6 +18,7 @@ from clockwork_serve.messages import (
     Code,
     CodeReady,
     DeviceState,
+    Held,
     Lane,
     MeasuredDurations,
     Readiness,
@@ -151,6 +152,29 @@ class Takeover(Record):
             residency.loosen()
             self._belief.has_pending = True  # its model may have been removed, and its weights wait for this
         self.scheduler.exec_changed(device)
+
+    def correct(self, device: DeviceBelief, held: Held, now_ns: int) -> None:
+        """Have belief agree with what a worker holds on a device, as it says with an action it refused.
+
+        Weights that it lacks are dropped, unless INFERs for them are in flight: each of those is refused,
+        too. Weights that it has, and that are not believed to be there, are unloaded by the worker.
+        """
+        belief, there = self._belief, set(held.versions)
+        kept = [one.version for one in device.pages.holders()]
+        for residency in device.pages.holders():
+            if residency.state == READY and not residency.in_flight and residency.version not in there:
+                residency.step(UNLOAD)
+                belief.drop(residency)
+        if not there.issubset(kept):
+            kept += [sent.action.version for sent in belief.sent.values() if sent.device is device]
+            if not there.issubset(kept):
+                self.retained.append(RetainWeights(device=device.name, versions=tuple(kept)))
+                belief.has_pending = True
+        for code_id in held.unprepared:
+            if device.codes.pop(code_id, None) is not None:
+                device.pending_codes.add(code_id)
+                device.since_ns = now_ns
+                belief.arm_checks(device, now_ns)
 
     def _loaded(self, residency: Residency, *, good: bool) -> None:
         if good:

@@ -18,7 +18,7 @@ from clockwork_serve.controller.life import LOADED, LOADING, READY, SPENT
 from clockwork_serve.controller.policies.base import Scheduler
 from clockwork_serve.controller.quarantine import Quarantine
 from clockwork_serve.controller.record import Record
-from clockwork_serve.controller.results import BELIEF_WRONG, ResultHandler
+from clockwork_serve.controller.results import ResultHandler
 from clockwork_serve.controller.timers import NEVER_NS, STALL_CHECK_NS
 from clockwork_serve.messages import (
     Infer,
@@ -135,8 +135,14 @@ class Hangs(Record):
         if residency is not None and residency in hung.kept:
             if residency.state == LOADING and good:
                 residency.step(LOADED)
-            elif residency.state == LOADING or result.status in BELIEF_WRONG:
+            elif residency.state == LOADING:
                 hung.kept.remove(residency)
+        if result.held is not None:
+            there = result.held.versions
+            hung.kept = [
+                one for one in hung.kept
+                if one.device is not found[1] or one.state == LOADING or one.version in there
+            ]  # fmt: skip
         hung.answered = True
         if sent is not None:
             self._ended.append(sent)

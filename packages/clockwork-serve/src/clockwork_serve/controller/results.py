@@ -10,8 +10,8 @@ from typing import Final
 from msgspec.structs import replace
 
 from clockwork_serve.controller.belief import Belief, Sent
-from clockwork_serve.controller.cluster import Residency, ServedModel, Waiter
-from clockwork_serve.controller.life import FAILED, READY, SPENT, UNLOAD, WAITING
+from clockwork_serve.controller.cluster import ServedModel, Waiter
+from clockwork_serve.controller.life import FAILED, READY, SPENT, WAITING
 from clockwork_serve.controller.policies.base import Scheduler
 from clockwork_serve.controller.quarantine import Quarantine
 from clockwork_serve.controller.record import Record
@@ -24,9 +24,10 @@ RETRY_STATUSES = frozenset({Status.TOO_EARLY, Status.TOO_LATE, Status.SHUTTING_D
 """Refused for reasons of time: the requests are planned again, any number of times."""
 
 BELIEF_WRONG = frozenset(
-    {Status.WEIGHTS_MISSING, Status.WEIGHTS_CHANGED, Status.IN_USE, Status.NO_ROOM, Status.UNKNOWN_CODE}
+    {Status.WEIGHTS_MISSING, Status.WEIGHTS_CHANGED, Status.IN_USE, Status.UNKNOWN_CODE}
 )
-"""The worker's memory differs from belief: drop the weights from belief and plan again, a few times."""
+"""The worker's memory differs from belief, which its report corrects (``Takeover.correct``): the requests
+are planned again, a few times. So they are where a LOAD found no room; an INFER that has none never will."""
 
 _CAUSES: Final = {
     Status.TOO_EARLY: Cause.DEVICE_SLOWED, Status.TOO_LATE: Cause.DEVICE_SLOWED,
@@ -152,8 +153,6 @@ class ResultHandler(Record):
             if isinstance(sent.action, Load):
                 self._handle_failed_load(sent, result)
             return
-        if status in BELIEF_WRONG and sent.residency is not None:
-            self._forget(sent.residency)
         for waiter in sent.waiters:
             if waiter.state == SPENT:
                 self._belief.release(waiter)
@@ -172,7 +171,7 @@ class ResultHandler(Record):
         if status in BELIEF_WRONG:
             waiter.retries += 1
             return waiter.retries <= ATTEMPTS_MAX
-        return status in (Status.MODEL_RAISED, Status.INPUT_GONE) and companions > 1
+        return companions > 1  # one of them may be why the others failed
 
     def _return(self, waiter: Waiter, cause: Cause, *, alone: bool) -> None:
         self._belief.readmit(waiter, cause, alone=alone)
@@ -206,12 +205,6 @@ class ResultHandler(Record):
             ),
         )  # fmt: skip
 
-    def _forget(self, residency: Residency) -> None:
-        """Drop weights that are not where they were believed, unless another INFER for them is in flight."""
-        if residency.state == READY and not residency.in_flight:
-            residency.step(UNLOAD)
-            self._belief.drop(residency)
-
     def _handle_failed_load(self, sent: Sent, result: Result) -> None:
         residency = sent.residency
         assert residency is not None
@@ -219,11 +212,14 @@ class ResultHandler(Record):
         if self._belief.devices.get(residency.device.name) is residency.device:
             residency.step(FAILED)
             self._belief.drop(residency)
-        if result.status not in RETRY_STATUSES and not model.residencies:
-            reason = Reason.MODEL_RAISED if result.status is Status.MODEL_RAISED else Reason.DEVICE_FAULT
-            message = f"its weights could not be loaded: {result.message or result.status.value}"
-            for queue in list(model.queues.values()):
-                for waiter in list(queue.waiters):
+        status = result.status
+        if status not in RETRY_STATUSES and not model.residencies:
+            wrong = status in BELIEF_WRONG or status is Status.NO_ROOM
+            reason = Reason.MODEL_RAISED if status is Status.MODEL_RAISED else Reason.DEVICE_FAULT
+            message = f"its weights could not be loaded: {result.message or status.value}"
+            for waiter in [one for queue in model.queues.values() for one in queue.waiters]:
+                waiter.retries += wrong
+                if not wrong or waiter.retries > ATTEMPTS_MAX:
                     self._belief.answer(waiter, Outcome.FAILED, reason, message=message)
         self._belief.recheck_model(model)
 

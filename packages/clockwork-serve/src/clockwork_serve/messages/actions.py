@@ -115,6 +115,17 @@ class Infer(Struct, frozen=True, kw_only=True, array_like=True, tag="infer"):
 Action = Load | Unload | Infer
 
 
+class Held(Struct, frozen=True, array_like=True):
+    """What a device holds just after it refused an action, so that the controller's belief can be corrected.
+
+    ``versions`` are those of all weights that are loading or ready and not about to go. ``unprepared`` are
+    the codes, of those added, that cannot run there now.
+    """
+
+    versions: tuple[int, ...] = ()
+    unprepared: tuple[str, ...] = ()
+
+
 class Result(Struct, frozen=True, kw_only=True, array_like=True, tag="result"):
     """The one result of an action.
 
@@ -123,7 +134,8 @@ class Result(Struct, frozen=True, kw_only=True, array_like=True, tag="result"):
     encoded :class:`~clockwork_serve.messages.requests.Tensors` per call if OK; else ``message`` says why not.
     ``once_ns`` of the time was spent on work that the next action of the kind does not repeat, such as
     verifying a file. ``transfer_in_ns`` and ``transfer_out_ns``: how long it took over a network until inputs
-    were there, without waiting for those before them, and after its end; 0 on one host.
+    were there, without waiting for those before them, and after its end; 0 on one host. ``held`` is in the
+    last of a device's results, of those that are not OK, that a worker sends at one instant.
     """
 
     action_id: int
@@ -139,6 +151,7 @@ class Result(Struct, frozen=True, kw_only=True, array_like=True, tag="result"):
     once_ns: int = 0
     transfer_in_ns: int = 0
     transfer_out_ns: int = 0
+    held: Held | None = None
 
     @property
     def lane_ns(self) -> int:

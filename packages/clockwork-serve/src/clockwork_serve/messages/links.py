@@ -103,7 +103,10 @@ class WorkerJoined(Struct, frozen=True, kw_only=True, array_like=True, tag="work
 
 
 class RetainWeights(Struct, frozen=True, kw_only=True, array_like=True, tag="keep"):
-    """Of the weights on a device when its worker joined, keep these ``versions``; unload all others."""
+    """Of the weights on a device, keep these ``versions``; unload all others.
+
+    Sent where a worker brought weights along, and where it holds some that the controller does not know of.
+    """
 
     device: str
     versions: tuple[int, ...] = ()

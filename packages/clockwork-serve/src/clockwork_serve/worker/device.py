@@ -14,6 +14,7 @@ from clockwork_serve.messages import (
     CodeReady,
     DeviceSpec,
     Extent,
+    Held,
     Infer,
     Lane,
     Load,
@@ -230,6 +231,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self.effects: list[WorkerEffect] = []
+        self.refused: dict[str, int] = {}
+        """By device: which of ``effects`` is the last result that is not OK."""
         self.live: set[int] = set()  # ids of all and only actions that are owed a result
 
     def open(self, job: LaneJob) -> None:
@@ -240,7 +243,7 @@ class Ledger:
 
     def reject(self, action: Action, refusal: Refusal, now_ns: int) -> None:
         """Send the result of an action that was not queued."""
-        self.effects.append(_refused(action, refusal, now_ns))
+        self._send(_refused(action, refusal, now_ns))
 
     def refuse(self, job: LaneJob, refusal: Refusal, now_ns: int) -> None:
         """Send the result of a job that is refused, unless it has one already."""
@@ -249,7 +252,7 @@ class Ledger:
             assert not isinstance(action, (Prepare, Retire))
             job.owed = False
             self.live.remove(job.action_id)
-            self.effects.append(_refused(action, refusal, now_ns))
+            self._send(_refused(action, refusal, now_ns))
 
     def close(self, job: LaneJob, result: Result) -> None:
         """Send the result of a job that ran, unless it has one already."""
@@ -257,6 +260,11 @@ class Ledger:
             return
         job.owed = False
         self.live.remove(job.action_id)
+        self._send(result)
+
+    def _send(self, result: Result) -> None:
+        if result.status is not _OK:
+            self.refused[result.device] = len(self.effects)
         self.effects.append(result)
 
 
@@ -315,6 +323,16 @@ class DeviceWorker:
         """All jobs that run or wait."""
         lanes = self.lanes.values()
         return [job for lane in lanes for job in (lane.running, *lane.queued()) if job is not None]
+
+    def held(self) -> Held:
+        """What it holds, for the controller: see ``Held``."""
+        unprepared = [code_id for code_id, code in self.codes.items() if code.state is not CODE_READY]
+        versions = [
+            held.version
+            for held in self.pages.all()
+            if not held.stale and held.state in (WEIGHTS_LOADING, WEIGHTS_READY)
+        ]
+        return Held(tuple(versions), tuple(unprepared))
 
     def resume(self, codes: Iterable[Code], weights: Iterable[Resident]) -> None:
         """Hold codes and weights that are ready, as if they had been prepared and loaded before.

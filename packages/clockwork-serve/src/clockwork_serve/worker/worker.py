@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from heapq import heappop, heappush
 from typing import assert_never
 
+from msgspec.structs import replace
+
 from clockwork_serve.messages import (
     Action,
     Code,
@@ -16,6 +18,7 @@ from clockwork_serve.messages import (
     CodeRemoved,
     DeviceSpec,
     DeviceState,
+    Held,
     Infer,
     Lane,
     Load,
@@ -234,7 +237,22 @@ class Worker:
         ledger = self._ledger
         effects = ledger.effects
         ledger.effects = []
+        if ledger.refused:
+            self._say_what_is_held(effects)
         return effects
+
+    def _say_what_is_held(self, effects: list[WorkerEffect]) -> None:
+        """Have the last refusal of each device say what that holds: belief may be why it was refused."""
+        for name, at in self._ledger.refused.items():
+            result = effects[at]
+            assert isinstance(result, Result)
+            if name in self._devices:
+                effects[at] = replace(result, held=self._devices[name].held())
+        self._ledger.refused.clear()
+
+    def held(self, device: str) -> Held:
+        """What a device holds; see ``Held``."""
+        return self._devices[device].held()
 
     def next_wakeup_ns(self) -> int | None:
         """When the window of the next job of a free lane opens, or closes while its weights are loading."""
