@@ -23,9 +23,7 @@ OK: Final = Outcome.OK
 RETRY_STATUSES = frozenset({Status.TOO_EARLY, Status.TOO_LATE, Status.SHUTTING_DOWN})
 """Refused for reasons of time: the requests are planned again, any number of times."""
 
-BELIEF_WRONG = frozenset(
-    {Status.WEIGHTS_MISSING, Status.WEIGHTS_CHANGED, Status.IN_USE, Status.UNKNOWN_CODE}
-)
+BELIEF_WRONG = frozenset({Status.WEIGHTS_MISSING, Status.WEIGHTS_CHANGED, Status.IN_USE, Status.UNKNOWN_CODE})
 """The worker's memory differs from belief, which its report corrects (``Takeover.correct``): the requests
 are planned again, a few times. So they are where a LOAD found no room; an INFER that has none never will."""
 

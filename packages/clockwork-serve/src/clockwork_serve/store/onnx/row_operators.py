@@ -49,7 +49,7 @@ class Value:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class Operation:
     """An operator that reads rows."""
 
     op: str
@@ -121,10 +121,10 @@ class Call:
 # ------------------------------------------------------------
 # The rules. A rule raises ``Mixes``, or returns shapes of outputs where it knows them better than onnx.
 
-Rule = Callable[[Call], Sequence[Shape]]
+Rule = Callable[[Operation], Sequence[Shape]]
 
 
-def _elementwise(call: Call) -> Sequence[Shape]:
+def _elementwise(call: Operation) -> Sequence[Shape]:
     """One element of each input, broadcast, for one of the output."""
     given = [number for number in range(len(call.inputs)) if call.has(number)]
     shapes = [call.shape(number) for number in given]
@@ -139,7 +139,7 @@ def _elementwise(call: Call) -> Sequence[Shape]:
     return [(ROWS, *found)]
 
 
-def _same(call: Call) -> Sequence[Shape]:
+def _same(call: Operation) -> Sequence[Shape]:
     """One element out for one of input 0; the other inputs are settings."""
     call.only(0)
     return [call.shape(0)] * call.outputs
@@ -148,7 +148,7 @@ def _same(call: Call) -> Sequence[Shape]:
 def _batch_first(least: int, most: int = 99, *, keeps_shape: bool = False) -> Rule:
     """Defined by the operator as a batch along axis 0 of input 0; the other inputs are weights."""
 
-    def rule(call: Call) -> Sequence[Shape]:
+    def rule(call: Operation) -> Sequence[Shape]:
         call.only(0)
         if not least <= call.rank <= most:
             raise Mixes(f"has an input of {call.rank} axes, of which the first is no batch")
@@ -161,13 +161,13 @@ def _batch_first(least: int, most: int = 99, *, keeps_shape: bool = False) -> Ru
     return rule
 
 
-def _of_features(call: Call) -> Sequence[Shape]:
+def _of_features(call: Operation) -> Sequence[Shape]:
     """An operator of ai.onnx.ml that takes a table, one row of features for each row."""
     _batch_first(2, 2)(call)
     return [(ROWS,), (ROWS, OPEN)] if call.op.endswith("Classifier") else [(ROWS, OPEN)]
 
 
-def _quantise(call: Call) -> Sequence[Shape]:
+def _quantise(call: Operation) -> Sequence[Shape]:
     call.only(0)
     for number in (1, 2):
         shape = call.shape(number) if call.has(number) else ()
@@ -177,7 +177,7 @@ def _quantise(call: Call) -> Sequence[Shape]:
     return [call.shape(0)]
 
 
-def _matmul(call: Call, first: int = 0, second: int = 1) -> Sequence[Shape]:
+def _matmul(call: Operation, first: int = 0, second: int = 1) -> Sequence[Shape]:
     a, b = call.shape(first), call.shape(second)
     if call.rows == [first]:
         apart = len(a) >= 2 and (len(b) <= 2 or len(b) < len(a) or (len(b) == len(a) and b[0] == 1))
@@ -190,19 +190,19 @@ def _matmul(call: Call, first: int = 0, second: int = 1) -> Sequence[Shape]:
     return ()
 
 
-def _matmul_integer(call: Call) -> Sequence[Shape]:
+def _matmul_integer(call: Operation) -> Sequence[Shape]:
     call.one_number(2)
     call.same_for_all([3], 2)
     return _matmul(call)
 
 
-def _qlinear_matmul(call: Call) -> Sequence[Shape]:
+def _qlinear_matmul(call: Operation) -> Sequence[Shape]:
     call.one_number(1, 2, 6, 7)
     call.same_for_all([4, 5], 2)
     return _matmul(call, 0, 3)
 
 
-def _gemm(call: Call) -> Sequence[Shape]:
+def _gemm(call: Operation) -> Sequence[Shape]:
     if call.rows not in ([0], [0, 2]) or call.attributes.get("transA"):
         raise Mixes("multiplies along the rows")
     if call.rows == [0, 2] and len(call.shape(2)) != 2:
@@ -211,7 +211,7 @@ def _gemm(call: Call) -> Sequence[Shape]:
     return ()
 
 
-def _einsum(call: Call) -> Sequence[Shape]:
+def _einsum(call: Operation) -> Sequence[Shape]:
     left, arrow, right = call.attributes["equation"].decode().replace(" ", "").partition("->")
     terms = left.split(",")
     if not arrow or "." in left + right or len(terms) != len(call.inputs):
@@ -228,7 +228,7 @@ def _einsum(call: Call) -> Sequence[Shape]:
 def _along(default: int | list[int], name: str = "axis") -> Rule:
     """Computes along one axis, or some; the other inputs are settings."""
 
-    def rule(call: Call) -> Sequence[Shape]:
+    def rule(call: Operation) -> Sequence[Shape]:
         call.only(0)
         old_softmax = call.op in ("Softmax", "LogSoftmax", "Hardmax") and call.version < 13
         axes = call.attributes.get(name, 1 if old_softmax else default)  # the old one takes all axes behind
@@ -241,14 +241,14 @@ def _along(default: int | list[int], name: str = "axis") -> Rule:
 _KEEP_SHAPE = ("Softmax", "LogSoftmax", "Hardmax", "LpNormalization", "MeanVarianceNormalization")
 
 
-def _layer_normalisation(call: Call) -> Sequence[Shape]:
+def _layer_normalisation(call: Operation) -> Sequence[Shape]:
     call.only(0)
     call.apart(int(call.attributes.get("axis", -1)))
     call.same_for_all([1, 2], call.rank)
     return [call.shape(0)]
 
 
-def _axes_given(call: Call) -> Sequence[Shape]:
+def _axes_given(call: Operation) -> Sequence[Shape]:
     """Computes along axes that an attribute or an input gives; without them along all."""
     call.only(0)
     axes = call.setting("axes", 1)
@@ -258,14 +258,14 @@ def _axes_given(call: Call) -> Sequence[Shape]:
     return ()
 
 
-def _concat(call: Call) -> Sequence[Shape]:
+def _concat(call: Operation) -> Sequence[Shape]:
     if len(call.rows) != len(call.inputs):
         raise Mixes("joins rows with a constant for each of them")
     call.apart(int(call.attributes["axis"]))
     return ()
 
 
-def _gather(call: Call) -> Sequence[Shape]:
+def _gather(call: Operation) -> Sequence[Shape]:
     """Of a table by numbers of requests, or of every row by constants."""
     axis = int(call.attributes.get("axis", 0))
     if call.rows == [1]:
@@ -277,13 +277,13 @@ def _gather(call: Call) -> Sequence[Shape]:
     return ()
 
 
-def _transpose(call: Call) -> Sequence[Shape]:
+def _transpose(call: Operation) -> Sequence[Shape]:
     if call.attributes.get("perm", list(range(call.rank))[::-1])[0] != 0:
         raise Mixes("moves the rows to another axis")
     return ()
 
 
-def _slice(call: Call) -> Sequence[Shape]:
+def _slice(call: Operation) -> Sequence[Shape]:
     """Along other axes; or along that of the rows from the first to an end that no batch reaches."""
     call.only(0)
     count = len(call.attributes["starts"]) if "starts" in call.attributes else int(call.shape(1)[0])
@@ -298,13 +298,13 @@ def _slice(call: Call) -> Sequence[Shape]:
     return ()
 
 
-def _flatten(call: Call) -> Sequence[Shape]:
+def _flatten(call: Operation) -> Sequence[Shape]:
     if call.attributes.get("axis", 1) not in (1, 1 - call.rank) or call.rank < 2:
         raise Mixes("joins the rows with other axes")
     return ()
 
 
-def _reshape(call: Call) -> Sequence[Shape]:
+def _reshape(call: Operation) -> Sequence[Shape]:
     """Elements keep their order, so rows stay whole if axis 0 is still as long as there are rows."""
     call.only(0)
     shape, target = call.shape(0), call.setting("shape", 1)
@@ -320,7 +320,7 @@ def _reshape(call: Call) -> Sequence[Shape]:
     return [(ROWS, *(size if isinstance(size, int) and size >= 0 else OPEN for size in rest))]
 
 
-def _pad(call: Call) -> Sequence[Shape]:
+def _pad(call: Operation) -> Sequence[Shape]:
     call.only(0)
     pads = call.setting("pads", 1) or []
     axes = call.setting("axes", 3) or range(call.rank)
@@ -330,7 +330,7 @@ def _pad(call: Call) -> Sequence[Shape]:
     return ()
 
 
-def _resize(call: Call) -> Sequence[Shape]:
+def _resize(call: Operation) -> Sequence[Shape]:
     """By scales, of which that of the rows is 1; or along other ``axes``."""
     call.only(0)
     if call.attributes.get("coordinate_transformation_mode") == b"tf_crop_and_resize":
@@ -344,13 +344,13 @@ def _resize(call: Call) -> Sequence[Shape]:
     return ()
 
 
-def _one_hot(call: Call) -> Sequence[Shape]:
+def _one_hot(call: Operation) -> Sequence[Shape]:
     call.only(0)
     call.apart(int(call.attributes.get("axis", -1)), rank=call.rank + 1)
     return ()
 
 
-def _cumulative(call: Call) -> Sequence[Shape]:
+def _cumulative(call: Operation) -> Sequence[Shape]:
     call.only(0)
     call.apart(*(call.setting("axis", 1) or [0]))
     return [call.shape(0)]

@@ -22,9 +22,9 @@ from clockwork_serve.store.onnx.row_operators import (
     OPEN,
     ROWS,
     RULES,
-    Call,
     Elements,
     Mixes,
+    Operation,
     Shape,
     Value,
     shown,
@@ -122,7 +122,7 @@ class _Graph:
                 raise Mixes("computes with the number of rows")
             if op not in RULES:
                 raise Mixes("is not on the list of operators that keep rows apart")
-            call = Call(op, self._versions[domain], attributes, inputs, sum(map(bool, node.output)))
+            call = Operation(op, self._versions[domain], attributes, inputs, sum(map(bool, node.output)))
             better = [*RULES[op](call), *[None] * len(found)]
             for name, (dtype, shape), own in zip(node.output, found, better, strict=False):
                 self._values[name] = Value("rows", dtype, _checked(own or shape))
