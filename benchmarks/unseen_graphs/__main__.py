@@ -42,9 +42,11 @@ Ask = Callable[[bytes], bool]
 
 def batched(model: bytes) -> bool:
     """Whether the product would batch a model whose owner declares nothing."""
-    from clockwork_serve.store.onnx.rowwise import why_not  # noqa: PLC0415 - asked by this part alone
+    from clockwork_serve.store.onnx.graph import interface_of
+    from clockwork_serve.store.onnx.row_rule import objection
 
-    return not why_not(onnx.load_from_string(model))
+    graph = onnx.load_from_string(model)
+    return not objection(graph, interface_of(graph, ()))
 
 
 # The rule
