@@ -19,7 +19,7 @@ def belief(*devices: str, pages: int = 16, config: ControllerConfig | None = Non
     for name in devices:
         one = DeviceBelief(device(name, pages), name, made.next_id(), made.config)
         made.devices[name] = one
-        assert made.prepare(one, CODE.code_id)
+        assert not made.prepare(one, CODE.code_id)
     return made
 
 

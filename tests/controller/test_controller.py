@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from clockwork_serve.messages import (
     Cancel,
@@ -333,6 +334,58 @@ def test_a_guess_never_locks_a_model_out_and_the_first_execution_replaces_it() -
         world.run()
     assert served(world, *ids) == [Outcome.OK, Outcome.OK]
     assert world.answers[ids[1]].expected_ns == ms(2)
+
+
+def test_a_shape_that_never_ran_is_tried_however_long_others_take() -> None:
+    world = serving("a", times=profile(b1_ms=5000))
+    world.durations["c"] = profile(b1_ms=2)
+    ids = []
+    for signature in ("x:2", "x:2", "x:3"):
+        ids.append(world.request("a", slo_ms=100, signature=signature))
+        world.run(until_ms=200)
+    assert served(world, *ids) == [Outcome.OK] * 3
+    assert [world.answers[one].expected_ns for one in ids[:2]] == [ms(1), ms(2)]
+
+
+def test_a_shape_that_ran_and_took_too_long_is_refused() -> None:
+    world = serving("a", times=profile(b1_ms=5000))
+    ids = []
+    for _ in range(3):
+        ids.append(world.request("a", slo_ms=100, signature="x:2"))
+        world.run(until_ms=6000)
+    assert served(world, *ids) == [Outcome.EXPIRED, Outcome.REJECTED, Outcome.REJECTED]
+
+
+def test_a_batch_that_was_extrapolated_is_tried() -> None:
+    times = msgspec.structs.replace(profile(b1_ms=5000, step_ms=5000), extrapolated=(8,))
+    world = serving("a", times=times)
+    world.durations["c"] = profile(b1_ms=2)
+    ids = [world.request("a", slo_ms=100, rows=rows) for rows in (4, 8)]
+    world.run()
+    assert served(world, *ids) == [Outcome.REJECTED, Outcome.OK]
+
+
+@pytest.mark.parametrize("limit", ["workspace_bytes", "io_bytes"])
+def test_a_model_whose_least_batch_has_no_room_is_refused_with_what_to_set(limit: str) -> None:
+    world = World()
+    world.serve(model("a"), times=msgspec.structs.replace(profile(), **{limit: {1: 4 << 40}}))
+    world.join(device())
+    answer = world.answers[world.ask("a", slo_ms=500)]
+    setting = {"workspace_bytes": "workspace", "io_bytes": "io_memory"}[limit]
+    assert (answer.outcome, answer.reason) == (Outcome.REJECTED, Reason.NOT_SERVING)
+    assert f"batch 1 needs {4 << 40} bytes of {setting}; d0 has {1 << 30}: raise {setting}" in answer.message
+    assert not world.actions
+
+
+def test_rows_that_have_no_room_on_any_device_are_refused_and_fewer_are_not() -> None:
+    world = World()
+    world.serve(model("a"), times=msgspec.structs.replace(profile(), workspace_bytes={8: 4 << 40}))
+    world.join(device())
+    few, many = (world.ask("a", slo_ms=500, rows=rows) for rows in (4, 5))
+    assert served(world, few, many) == [Outcome.OK, Outcome.REJECTED]
+    assert "batch 8 needs" in world.answers[many].message
+    world.join(device("d1"), worker="w1")
+    assert served(world, world.ask("a", slo_ms=500, rows=5)) == [Outcome.REJECTED]
 
 
 def test_a_hot_model_is_replicated_and_a_lukewarm_one_is_not() -> None:

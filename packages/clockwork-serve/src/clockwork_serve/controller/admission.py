@@ -91,13 +91,12 @@ class Admission(Record):
             return Verdict(Outcome.FAILED, Reason.QUARANTINED, self._quarantine.reason(model, now_ns))
         request = asked if isinstance(asked, Request) else None
         rows = 1 if request is None else request.rows
-        if rows != 1 and not model.fits(rows):  # every model takes one
-            message = f"batch: expected 1 to {model.model.batch_sizes[-1]}; found {rows}"
-            return Verdict(Outcome.INVALID, Reason.BAD_INPUT, message)
+        no = None if rows == 1 else self._too_many(model, rows)  # every model takes one
+        if no is not None:
+            return no
         if model.waiting >= model.queue_limit:
             message = f"{model.waiting} requests wait for this model already"
             return Verdict(Outcome.REJECTED, Reason.QUEUE_FULL, message)
-        no: Verdict | None = None
         if request is not None:
             # Only a long queue can make it infeasible. One past its deadline is not rejected: it expires.
             # Plans say more about a backlog than a queue's length does.
@@ -110,6 +109,21 @@ class Admission(Record):
         if no is None and model.main is not None and self._rejects:
             return self._infeasible(asked, model.main, now_ns)
         return no
+
+    def _too_many(self, model: ServedModel, rows: int) -> Verdict | None:
+        """The verdict on a request of more rows than its model takes, or than any device has room for."""
+        if not model.fits(rows):
+            message = f"batch: expected 1 to {model.model.batch_sizes[-1]}; found {rows}"
+            return Verdict(Outcome.INVALID, Reason.BAD_INPUT, message)
+        ((_, size),) = model.sizes(rows, alone=True)
+        why = ""
+        for device in self._belief.devices.values():
+            code = device.codes.get(model.code_id)
+            if code is not None:
+                why = code.misfits.get(size, "")
+                if not why:
+                    return None
+        return Verdict(Outcome.REJECTED, Reason.NOT_SERVING, f"{why}, or ask for fewer rows") if why else None
 
     def find_pace(self, model: ServedModel, now_ns: int) -> None:
         """Compute the device time per request in the best batch, if all capable devices share the work.

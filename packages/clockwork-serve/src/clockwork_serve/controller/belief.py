@@ -20,7 +20,7 @@ from clockwork_serve.controller.cluster import (
     Strategy,
     Waiter,
 )
-from clockwork_serve.controller.codes import BatchChoice, CodeOnDevice, useful_sizes
+from clockwork_serve.controller.codes import BatchChoice, CodeOnDevice, misfit, useful_sizes
 from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.estimates import FIRST_SAMPLES, UNIT, VALID_NS, Estimator, Samples
 from clockwork_serve.controller.life import (
@@ -384,16 +384,19 @@ class Belief(Measured):
 
     # Estimates
 
-    def prepare(self, device: DeviceBelief, code_id: str) -> bool:
-        """Record that a device is ready for a code: which batch sizes are useful. False without a profile."""
-        kind = device.spec.kind
+    def prepare(self, device: DeviceBelief, code_id: str) -> str:
+        """Record that a device is ready for a code: which batch sizes are useful; or why it cannot run it."""
+        kind, code = device.spec.kind, self.codes[code_id]
         profile = self.estimator.profile(code_id, kind)
         if profile is None:
-            return False
-        sizes = useful_sizes(self.codes[code_id], profile, device.spec, self.config)
+            return f"there is no profile for devices of kind {kind}"
+        misfits = {size: why for size in code.batch_sizes if (why := misfit(profile, device.spec, size))}
+        if code.batch_sizes[0] in misfits:
+            return misfits[code.batch_sizes[0]]
+        sizes = useful_sizes(code, profile, device.spec, self.config)
         timings = self.estimator.timings(device.name, kind, code_id)
-        device.codes[code_id] = CodeOnDevice(profile, sizes, timings)
-        return True
+        device.codes[code_id] = CodeOnDevice(profile, sizes, timings, misfits)
+        return ""
 
     def reset_bases(self) -> None:
         """Drop what was derived from profiles and devices, which changed."""

@@ -23,11 +23,15 @@ class BatchChoice(Record):
 class CodeOnDevice(Record):
     """A code that a device has prepared: its profile there and its useful batch sizes."""
 
-    __slots__ = ("_batches", "profile", "sizes", "timings")
+    __slots__ = ("_batches", "misfits", "profile", "sizes", "timings")
 
-    def __init__(self, profile: Profile, sizes: frozenset[int], timings: Timings) -> None:
+    def __init__(
+        self, profile: Profile, sizes: frozenset[int], timings: Timings, misfits: dict[int, str]
+    ) -> None:
         self.profile = profile
         self.sizes = sizes
+        self.misfits = misfits
+        """Batch sizes that the device has no room for, and why."""
         self.timings = timings
         self._batches: dict[tuple[tuple[int, int], ...], tuple[BatchChoice, ...]] = {}
         """Cache of ``batches`` by a queue's sizes, for queues without a signature."""
@@ -51,6 +55,19 @@ class CodeOnDevice(Record):
         )
 
 
+def misfit(profile: Profile, spec: DeviceSpec, size: int) -> str:
+    """Why a device has no room for a batch of that size, and what to set; empty if it has."""
+    for setting, needed, found in (
+        ("workspace", profile.workspace_bytes.get(size, 0), spec.workspace_bytes),
+        ("io_memory", profile.io_bytes.get(size, 0), spec.io_bytes),
+    ):
+        if needed > found:
+            return (
+                f"batch {size} needs {needed} bytes of {setting}; {spec.device} has {found}: raise {setting}"
+            )
+    return ""
+
+
 def useful_sizes(code: Code, profile: Profile, spec: DeviceSpec, config: ControllerConfig) -> frozenset[int]:
     """Batch sizes that fit the device and the limits, and that save time per request.
 
@@ -63,9 +80,7 @@ def useful_sizes(code: Code, profile: Profile, spec: DeviceSpec, config: Control
         infer_ns = profile.infer_ns.get(size)
         if infer_ns is None or size > config.max_batch or infer_ns > config.max_exec_ns:
             continue
-        if profile.workspace_bytes.get(size, 0) > spec.workspace_bytes:
-            continue
-        if profile.io_bytes.get(size, 0) > spec.io_bytes:
+        if misfit(profile, spec, size):
             continue
         half_ns = min([ns for smaller, ns in row_ns.items() if 2 * smaller <= size])
         each_ns = infer_ns / size

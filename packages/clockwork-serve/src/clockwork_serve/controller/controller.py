@@ -289,6 +289,8 @@ class Controller(Record):
             if account is not None:
                 self._tenants.admit(request, account, model, belief.cost_ns(model, request.rows))
         waiter = belief.admit(request, model)
+        if waiter.queue is not model.main and self._reject:
+            self._feasibility.try_unmeasured(waiter.queue, request.deadline_ns - request.way_ns - now_ns)
         # Most servers promise nothing, and a call for each request costs.
         if self._promises.active or request.decide_ns >= 0 or self.config.decide_ns >= 0:
             self._promises.arrived(waiter, now_ns)

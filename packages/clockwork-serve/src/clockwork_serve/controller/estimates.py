@@ -194,11 +194,17 @@ class Samples(Record):
         self._trial_ns = most_ns
         self._update()
 
+    def try_within(self, allowed_ns: int) -> None:
+        """Expect little of what was never run and would be refused: only a run shows what it takes."""
+        if self.guessed and not self.measured_ns and self.estimate_ns > allowed_ns:
+            self.samples = [min(self.seed_ns, GUESS_NS)]
+            self._update()
+
     def reseed(self, seed_ns: int, now_ns: int) -> None:
         """Change the seed; samples that are far from it give way to it, unless measured a moment ago."""
         self.seed_ns = seed_ns
         if not self.measured_ns or (now_ns > self.measured_ns + VALID_NS and self.far(self.median_ns)):
-            self.guessed = self.measured_ns > 0
+            self.guessed = self.guessed or self.measured_ns > 0
             self.samples = [seed_ns]
             self._update()
 
@@ -305,15 +311,17 @@ class Timings(Record):
         windows = self._infer
         window = windows.pop(key, None)
         if window is None:
-            window = self._seeded(key[0])
+            window = self._seeded(*key)
             if len(windows) >= SIGNATURES_MAX:
                 del windows[next(iter(windows))]
         windows[key] = window
         return window
 
-    def _seeded(self, batch: int) -> Samples:
+    def _seeded(self, batch: int, signature: str = "") -> Samples:
+        """A window for an INFER: a guess where that batch, or requests of that shape, were never run."""
         profile = self._profile()
-        return self._estimator.seeded(profile, _infer_seed_ns(profile, batch))
+        ran = not signature and batch not in profile.extrapolated
+        return self._estimator.seeded(profile, _infer_seed_ns(profile, batch), ran=ran)
 
     def _profile(self) -> Profile:
         profile = self._estimator.profile(self._code_id, self._kind)
@@ -360,11 +368,14 @@ class Estimator(Record):
             timings = codes[code_id] = Timings(self, code_id, kind)
         return timings
 
-    def seeded(self, profile: Profile, seed_ns: int) -> Samples:
-        """A window with a seed from the profile; for a guess, a low one, so that a first request is tried."""
+    def seeded(self, profile: Profile, seed_ns: int, *, ran: bool = True) -> Samples:
+        """A window with a seed from the profile; for a guess, a low one, so that a first request is tried.
+
+        ``ran``: the profile measured just this.
+        """
         if profile.guessed:
             seed_ns = min(seed_ns, GUESS_NS)
-        return Samples(seed_ns, self._size, self._quantile, guessed=profile.guessed)
+        return Samples(seed_ns, self._size, self._quantile, guessed=profile.guessed or not ran)
 
 
 def _infer_seed_ns(profile: Profile, batch: int) -> int:

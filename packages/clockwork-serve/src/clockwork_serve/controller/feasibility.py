@@ -395,6 +395,21 @@ class Feasibility(Record):
         if (queue.watch is not watch or queue.place_ns > latest_ns) and watch.place(queue, latest_ns):
             self._arm(watch, latest_ns, now_ns)
 
+    def try_unmeasured(self, queue: Queue, left_ns: int) -> None:
+        """Where the least batch of a queue was never run, expect it to be done within ``left_ns``.
+
+        Its estimate is derived from other batches and shapes. If it refused requests, nothing would ever be
+        measured.
+        """
+        model, slack_ns = queue.model, self._belief.slack_ns
+        for device in self._belief.devices.values():
+            code = device.codes.get(model.code_id)
+            if code is not None and (queue.signature or queue.least in code.profile.extrapolated):
+                needed_ns = slack_ns + device.exec.network_ns
+                if device.name not in model.residencies:
+                    needed_ns += code.timings.load(model.model.weights.size).estimate_ns
+                code.timings.infer(queue.least, queue.signature).try_within(left_ns - needed_ns)
+
     def reset_estimates(
         self, queue: Queue, finish: EarliestFinish, due_ns: int, given_ns: int, now_ns: int
     ) -> None:

@@ -64,7 +64,7 @@ class Takeover(Record):
 
     def _adopt_device(self, device: DeviceBelief, state: DeviceState, now_ns: int) -> None:
         for code_id in state.codes:
-            if code_id in device.pending_codes and self._belief.prepare(device, code_id):
+            if code_id in device.pending_codes and not self._belief.prepare(device, code_id):
                 device.pending_codes.discard(code_id)
         self._learn(device, state.measured, now_ns)
         self.scheduler.device_changed(device)
@@ -348,8 +348,8 @@ class Fleet(Record):
         device.since_ns = now_ns
         if not event.ok:
             device.failed_codes[event.code_id] = event.message
-        elif not belief.prepare(device, event.code_id):
-            device.failed_codes[event.code_id] = f"there is no profile for devices of kind {device.spec.kind}"
+        elif why := belief.prepare(device, event.code_id):
+            device.failed_codes[event.code_id] = why
         if not device.pending_codes:
             device.warm = True
             self._readiness.may_change = True

@@ -118,7 +118,7 @@ class Profile(Struct, frozen=True, kw_only=True):
     ``infer_ns[batch]`` is the whole lane time (inputs copied in, run, outputs read). LOAD is linear:
     ``load_base_ns + load_ns_per_mib * size / 2**20``. ``workspace_bytes[batch]`` and ``io_bytes[batch]`` are
     what an INFER needs beside the weights. ``guessed``: nothing could be measured, and the first execution
-    replaces it.
+    replaces it. ``extrapolated`` are the batches that were not run, for others took so long.
     """
 
     code_id: str
@@ -129,6 +129,7 @@ class Profile(Struct, frozen=True, kw_only=True):
     workspace_bytes: dict[int, int] = {}
     io_bytes: dict[int, int] = {}
     guessed: bool = False
+    extrapolated: tuple[int, ...] = ()
 
     def load_ns(self, size: int) -> int:
         """The LOAD duration of ``size`` bytes, in ns."""

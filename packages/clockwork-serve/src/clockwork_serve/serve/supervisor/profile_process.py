@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 import os
 import socket
 import statistics
@@ -88,25 +87,20 @@ def cache_evictor(
 
 
 SAMPLE_RATE: Final = 16_000  # the sample rate that most audio models expect; many refuse any other
-ELEMENTS_MAX: Final = 1 << 24  # the most elements of an input with dynamic dimensions
-
-_FLOATS: Final = ("FP16", "FP32", "FP64", "BF16")
 
 
 def fills_to_try(code: Code) -> Iterator[tuple[Fill, ...]]:
     """Ways to fill one row of the inputs, the most realistic first; a model may refuse any of them.
 
-    A code has the inputs that worked when it was compiled (``probe.json``), but their dynamic dimensions are
-    as small as the model allows: measured durations would be too short.
+    A code has the inputs that worked when it was compiled (``probe.json``). Where a request chooses a
+    dimension, nobody knows how large it will be, so it is small: of a larger one the first request shows how
+    long it takes, and a guess would refuse requests, or claim memory, for no reason.
     """
     known = _known_fills(code)
-    dynamic = any(dim < 0 for spec in code.inputs for dim in spec.shape)
-    base = known or tuple(_fill(spec, code) for spec in code.inputs if not spec.optional)
-    if dynamic:
-        yield _sized(base, code, None)
     if known:
         yield known
-    for size in (64, 16, 1) if dynamic else (None,):
+    base = known or tuple(_fill(spec, code) for spec in code.inputs if not spec.optional)
+    for size in (64, 16, 1) if any(dim < 0 for spec in code.inputs for dim in spec.shape) else (1,):
         yield _sized(base, code, size)
 
 
@@ -139,27 +133,15 @@ def _fill(spec: TensorSpec, code: Code) -> Fill:
     return Fill(name=spec.name, datatype=spec.datatype, shape=shape, low=low, high=high)
 
 
-def _sized(fills: Sequence[Fill], code: Code, size: int | None) -> tuple[Fill, ...]:
-    """The fills with every dynamic dimension set to ``size``, or to a guess by the tensor's rank."""
+def _sized(fills: Sequence[Fill], code: Code, size: int) -> tuple[Fill, ...]:
+    """The fills with every dimension that a request chooses set to ``size``."""
     specs = {spec.name: spec for spec in code.inputs}
     return tuple(msgspec.structs.replace(fill, shape=_shape(specs[fill.name], code, size)) for fill in fills)
 
 
-def _shape(spec: TensorSpec, code: Code, size: int | None) -> tuple[int, ...]:
-    guess = _guess(spec) if size is None else size
-    shape = tuple(guess if dim < 0 else dim for dim in spec.shape)
-    while math.prod(shape) > ELEMENTS_MAX and guess > 1:
-        guess //= 2
-        shape = tuple(guess if dim < 0 else dim for dim in spec.shape)
+def _shape(spec: TensorSpec, code: Code, size: int) -> tuple[int, ...]:
+    shape = tuple(size if dim < 0 else dim for dim in spec.shape)
     return (1, *shape) if code.batched else shape
-
-
-def _guess(spec: TensorSpec) -> int:
-    if len(spec.shape) >= 3 and sum(dim < 0 for dim in spec.shape) >= 2:
-        return 320  # sides of an image: a multiple of 32, as strided networks expect
-    if spec.datatype in _FLOATS and len(spec.shape) <= 2:
-        return SAMPLE_RATE  # a second of sound
-    return 64  # tokens, or the dynamic side of an image
 
 
 # ------------------------------------------------------------
@@ -252,7 +234,7 @@ class _Measurement:
             profile=Profile(
                 code_id=self._code.code_id, device_kind=self._device.spec.kind, infer_ns=batches.infer_ns,
                 load_base_ns=base_ns, load_ns_per_mib=per_mib_ns, workspace_bytes=batches.workspace_bytes,
-                io_bytes=batches.io_bytes, guessed=fills is None,
+                io_bytes=batches.io_bytes, guessed=fills is None, extrapolated=tuple(batches.extrapolated),
             ),
             warnings=warnings,
         )  # fmt: skip
@@ -283,7 +265,7 @@ class _Measurement:
     def _measure(self, batch: int, fills: tuple[Fill, ...] | None, batches: _Batches) -> None:
         expected_ns = batches.expected_ns(batch)
         if fills is None or (len(batches.infer_ns) > 1 and expected_ns > EXTRAPOLATE_NS):
-            batches.add(batch, expected_ns)
+            batches.add(batch, expected_ns, ran=False)
             return
         durations: list[int] = []
         try:
@@ -293,7 +275,8 @@ class _Measurement:
                 durations.append(self._infer(batch, fills))
         except DeviceError as error:
             _log.warning("%s, batch %d: %s", self._model.key, batch, error)
-        batches.add(batch, round(statistics.median(durations)) if durations else expected_ns)
+        lasted_ns = round(statistics.median(durations)) if durations else expected_ns
+        batches.add(batch, lasted_ns, ran=bool(durations))
 
     def _infer(self, batch: int, fills: tuple[Fill, ...]) -> int:
         """Run ``batch`` requests of one row each, as while serving; returns the duration."""
@@ -345,9 +328,12 @@ class _Batches:
         self.infer_ns: dict[int, int] = {}
         self.workspace_bytes: dict[int, int] = {}
         self.io_bytes: dict[int, int] = {}
+        self.extrapolated: list[int] = []
 
-    def add(self, batch: int, infer_ns: int) -> None:
+    def add(self, batch: int, infer_ns: int, *, ran: bool) -> None:
         """Record one batch size."""
+        if not ran:
+            self.extrapolated.append(batch)
         self.infer_ns[batch] = max(1, infer_ns)
         self.io_bytes[batch] = io_bytes(self._code, batch)
         # All memory that the process gained since before it prepared the code: an upper bound, because this
