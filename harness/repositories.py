@@ -123,6 +123,34 @@ def convolutions(
     _save(root, name, nodes, weights, (3, side, side), channels if mean else 16)
 
 
+def self_attention(root: Path, name: str, *, scratch: int = 0) -> None:
+    """One unbatched sequence ``x[seq, 8] -> y[seq, 8]`` that attends to itself, in memory of seq x seq.
+
+    With ``scratch`` it needs a square matrix of that side on top, whatever its input is.
+    """
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["turned"]),
+        helper.make_node("MatMul", ["x", "turned"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["shares"]),
+        helper.make_node("Sigmoid", ["x"], ["gates"]),
+        helper.make_node("Mul", ["x", "gates"], ["values"]),
+        helper.make_node("MatMul", ["shares", "values"], ["mixed"]),
+    ]
+    weights = []
+    if scratch:
+        weights.append(numpy_helper.from_array(np.array([scratch, scratch], np.int64), "sides"))
+        nodes += [
+            helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
+            helper.make_node("Expand", ["largest", "sides"], ["square"]),
+            helper.make_node("Softmax", ["square"], ["parts"]),
+            helper.make_node("ReduceSum", ["parts"], ["sum"], keepdims=0),
+            helper.make_node("Add", ["mixed", "sum"], ["y"]),
+        ]
+    else:
+        nodes.append(helper.make_node("Identity", ["mixed"], ["y"]))
+    _save(root, name, nodes, weights, (8,), 8, axis="seq")
+
+
 def one_matrix(root: Path, name: str, matrix: Floats) -> None:
     """``y = x @ matrix``: a model whose answers tell whose weights were used."""
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
@@ -142,12 +170,14 @@ def _save(
     weights: list[onnx.TensorProto],
     shape_in: tuple[int, ...],
     wide_out: int,
+    *,
+    axis: str = "n",
 ) -> None:
     graph = helper.make_graph(
         nodes,
         "graph",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", *shape_in])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", wide_out])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [axis, *shape_in])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [axis, wide_out])],
         weights,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)

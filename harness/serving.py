@@ -110,13 +110,20 @@ def serve(
     ``on_line`` gets what its processes log. ``settings`` are more settings of the server.
     """
     given: dict[str, Any] = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "log_level": "warning"}
+    every = Settings(
+        repository=str(repository), journal=None if journal is None else str(journal), **given | settings
+    )
     config = ServerConfig(
-        settings=Settings(
-            repository=str(repository), journal=None if journal is None else str(journal), **given | settings
-        ),
+        settings=every,
         store=StoreConfig(cache_dir=str(cache or repository.parent / "cache")),
         devices=(
-            DeviceConfig(device=f"{device}:0", kind=device, memory_bytes=memory_bytes, io_bytes=io_bytes),
+            DeviceConfig(
+                device=f"{device}:0",
+                kind=device,
+                memory_bytes=memory_bytes,
+                io_bytes=io_bytes,
+                workspace_bytes=every.workspace,
+            ),
         ),
         controller=controller or ControllerConfig(),
     )
