@@ -127,7 +127,7 @@ class Truth:
         if any(far(one, two, self.rtol) for one, two in zip(wanted, other, strict=True)):
             answers.uncertain += 1
         else:
-            answers.wrong.append(f"{name}, batch of {reply.batch_size}")
+            answers.wrong[name] += 1
 
     def differs(self, reply: Reply, wanted: Sequence[Array]) -> bool:
         """Whether any output differs beyond rounding."""
@@ -188,8 +188,8 @@ def server(seed: int, count: int) -> Answers:
 
 def judge_answers(outcome: Outcome, part: str, answers: Answers) -> None:
     """No answer is wrong, and enough were answered to say so."""
-    more = f"of {answers.answered} answers of {answers.served} models"
-    outcome.none(f"{part}: answers that differ beyond rounding", answers.wrong, more=more)
+    more = f"of {answers.served} models, {answers.wrong.total()} of {answers.answered} answers"
+    outcome.none(f"{part}: models whose answers differ beyond rounding", list(answers.wrong), more=more)
     outcome.judge(
         f"{part}: requests answered", asked=f">= {ANSWERED_SHARE:.0%}",
         found=f"{percent(answers.answered, answers.asked)}; {answers.models - answers.served} models not served",
@@ -278,7 +278,7 @@ def main() -> int:
         outcome.figures["declared"] = answers.figures() | told
         print(
             f"  declared falsely by their owner: {answers.served} served, {told['refused_batches']} of them not "
-            f"batched all the same; {len(answers.wrong)} of {answers.answered} answers wrong (judged by nobody)"
+            f"batched all the same; {answers.wrong.total()} of {answers.answered} answers wrong (judged by nobody)"
         )
     return finish(outcome, given.json)
 

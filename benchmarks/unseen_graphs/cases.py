@@ -123,7 +123,9 @@ def drawn(seed: int, number: int, turn: int = 0) -> Case:
             gate = d.op("Flatten", gate)
         h, w = row_steps(d, h, w, dice.choice((0, 0, 1, 2)))
         h = hidden(d, h, w, hint, gate=gate, signed=kind in (FLOAT, HALF), open_length=open_length)
-        h, w = row_steps(d, d.op("Add", h, d.constant(np.zeros((1, w), np.float32))), w, dice.choice((0, 0, 1, 2)))
+        h, w = row_steps(
+            d, d.op("Add", h, d.constant(np.zeros((1, w), np.float32))), w, dice.choice((0, 0, 1, 2))
+        )
     else:
         h, w = row_steps(d, h, w, dice.randrange(1, 7), exact=exact)
     outputs = {"y": FLOAT}
@@ -143,7 +145,9 @@ def _front(d: Draft) -> tuple[dict[str, tuple[int, tuple[str | int, ...]]], str,
     kind = d.dice.choice((FLOAT, FLOAT, FLOAT, FLOAT, HALF, INT64, BYTE))
     h = "x" if kind == FLOAT else d.cast("x")
     w = d.dice.choice((4, 6, 8))
-    match d.dice.choice(("rows", "rows", "two", "length", "pictures", "tokens", "open tokens", "words", "half")):
+    match d.dice.choice(
+        ("rows", "rows", "two", "length", "pictures", "tokens", "open tokens", "words", "half")
+    ):
         case "two":
             h = d.op(d.dice.choice(("Add", "Mul", "Sub")), h, "x2")
             return {"x": (kind, ("N", w)), "x2": (FLOAT, ("N", w))}, h, w, True
@@ -163,7 +167,9 @@ def _front(d: Draft) -> tuple[dict[str, tuple[int, tuple[str | int, ...]]], str,
             words = d.op("Gather", d.random(VOCABULARY, w), "x")
             return {"x": (INT64, ("N", length))}, *token_rows(d, words, w), False
         case "half":
-            weights = d.constant(np.random.default_rng(d.dice.getrandbits(32)).random((w, w)).astype(np.float16))
+            weights = d.constant(
+                np.random.default_rng(d.dice.getrandbits(32)).random((w, w)).astype(np.float16)
+            )
             return {"x": (HALF, ("N", w))}, d.cast(d.op("MatMul", "x", weights)), w, False
     return {"x": (kind, ("N", w))}, h, w, True
 

@@ -94,9 +94,7 @@ class Draft:
         inner.dice = random.Random(self.dice.getrandbits(32))
         given = inner.name()
         made = make(inner, given)
-        stored = [
-            helper.make_node("Constant", [], [weight.name], value=weight) for weight in inner.weights
-        ]
+        stored = [helper.make_node("Constant", [], [weight.name], value=weight) for weight in inner.weights]
         opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid(DOMAIN, 1)]
         self.functions += inner.functions
         self.functions.append(

@@ -29,7 +29,11 @@ class Hint:
 
 MIXING: dict[str, Step] = {}
 SINCE = {
-    "LayerNormalization": 17, "Trilu": 14, "BatchNormalization": 14, "Resize": 13, "Einsum": 12,
+    "LayerNormalization": 17,
+    "Trilu": 14,
+    "BatchNormalization": 14,
+    "Resize": 13,
+    "Einsum": 12,
 }
 """The first opset that has an operator in the form used here, by how a step's name begins."""
 
@@ -113,9 +117,7 @@ add(
 )
 add(
     "Reshape interleaved",
-    lambda d, h, w: d.op(
-        "Transpose", d.op("Reshape", h, d.shape(d.ints(w), d.ints(-1))), perm=[1, 0]
-    ),
+    lambda d, h, w: d.op("Transpose", d.op("Reshape", h, d.shape(d.ints(w), d.ints(-1))), perm=[1, 0]),
 )
 add(
     "Reshape and sum",
@@ -123,9 +125,7 @@ add(
 )
 add(
     "LayerNormalization 0",
-    lambda d, h, w: swapped(
-        d, h, lambda d, t: d.op("LayerNormalization", t, ones(d, h), axis=-1)
-    ),
+    lambda d, h, w: swapped(d, h, lambda d, t: d.op("LayerNormalization", t, ones(d, h), axis=-1)),
 )
 add(
     "BatchNormalization training",
@@ -136,9 +136,7 @@ add(
 )  # fmt: skip
 add(
     "InstanceNormalization rows",
-    lambda d, h, w: channels(
-        d, h, lambda d, t: d.op("InstanceNormalization", t, d.random(w), d.random(w))
-    ),
+    lambda d, h, w: channels(d, h, lambda d, t: d.op("InstanceNormalization", t, d.random(w), d.random(w))),
 )
 add("LpNormalization 0", lambda d, h, w: d.op("LpNormalization", h, axis=0, p=2))
 add("MeanVariance 0", lambda d, h, w: d.op("MeanVarianceNormalization", h, axes=[0]))
@@ -320,6 +318,7 @@ def loop_by_rows(d: Draft, h: str, w: int) -> str:
 
 def loop_over_rows(d: Draft, h: str, w: int) -> str:
     """In each step all rows minus the row of that number."""
+
     def make(inner: Draft, step: str, state: str) -> str:
         return inner.op("Add", state, inner.op("Mul", inner.number(0.5), inner.op("Gather", h, step, axis=0)))
 
@@ -395,13 +394,26 @@ def hidden(d: Draft, h: str, w: int, hint: Hint, *, gate: str, signed: bool, ope
     def mix(e: Draft, v: str) -> str:
         return step(e, v, w)
 
-    ways = ["plain", "function", "value", "value of a row", "value, multiplied", "value, where", "rows", "step"]
+    ways = [
+        "plain",
+        "function",
+        "value",
+        "value of a row",
+        "value, multiplied",
+        "value, where",
+        "rows",
+        "step",
+    ]
     hint.hidden = d.dice.choice(ways + (["length", "length, where"] * 2 if open_length else []))
     match hint.hidden:
         case "function":
             return in_function(d, h, mix)
         case "value":
-            return d.branch(any_inside(d, gate, hint, [0, 1], signed=signed), lambda e: mix(e, h), lambda e: plain(e, h, w))
+            return d.branch(
+                any_inside(d, gate, hint, [0, 1], signed=signed),
+                lambda e: mix(e, h),
+                lambda e: plain(e, h, w),
+            )
         case "value of a row":
             return d.op("Where", any_inside(d, gate, hint, [1], signed=signed), mix(d, h), plain(d, h, w))
         case "value, where":

@@ -29,7 +29,10 @@ for _kind in (
 ):  # fmt: skip
     same(_kind, lambda d, h, w, k=_kind: d.op(k, h))
 for _kind in ("Add", "Mul", "Sub", "Max", "Min", "PRelu"):
-    same(f"{_kind} of a constant", lambda d, h, w, k=_kind: d.op(k, h, d.random(*d.dice.choice(((w,), (1, w))))))
+    same(
+        f"{_kind} of a constant",
+        lambda d, h, w, k=_kind: d.op(k, h, d.random(*d.dice.choice(((w,), (1, w))))),
+    )
 same("Sqrt", lambda d, h, w: d.op("Sqrt", d.op("Abs", h)))
 same("Log", lambda d, h, w: d.op("Log", d.op("Add", d.op("Abs", h), d.number(1.0))))
 same("Exp", lambda d, h, w: d.op("Exp", d.op("Clip", h, d.number(-4.0), d.number(4.0))))
@@ -40,18 +43,31 @@ same("residual", lambda d, h, w: d.op("Add", h, d.op("Tanh", d.op("MatMul", h, d
 same("gate", lambda d, h, w: d.op("Mul", h, d.op("Sigmoid", d.op("MatMul", h, d.random(w, w)))))
 same("Softmax", lambda d, h, w: d.op("Softmax", h, axis=d.dice.choice((1, -1))))
 same("LogSoftmax", lambda d, h, w: d.op("LogSoftmax", h, axis=1))
-same("LpNormalization", lambda d, h, w: d.op("LpNormalization", d.op("Add", d.op("Abs", h), d.number(1.0)), axis=1))
+same(
+    "LpNormalization",
+    lambda d, h, w: d.op("LpNormalization", d.op("Add", d.op("Abs", h), d.number(1.0)), axis=1),
+)
 same("CumSum", lambda d, h, w: d.op("CumSum", h, d.whole(1)))
 same("Reshape", lambda d, h, w: d.op("Reshape", h, d.ints(*d.dice.choice(((-1, w), (0, -1), (0, w))))))
 same("Unsqueeze", lambda d, h, w: d.squeeze(d.op("Relu", d.unsqueeze(h, 1)), 1))
 same("reversed columns", lambda d, h, w: d.slice(h, -1, -(1 << 40), 1, -1))
 same("sorted", lambda d, h, w: d.top(h, d.ints(w), 1)[0])
 same("Gather columns", lambda d, h, w: d.op("Gather", h, d.ints(*d.dice.sample(range(w), w)), axis=1))
-same("to and fro", lambda d, h, w: d.op("Transpose", d.op("Tanh", d.op("Transpose", h, perm=[1, 0])), perm=[1, 0]))
-same("Einsum", lambda d, h, w: d.op("Einsum", h, d.random(w, w), equation="ij,jk->ik") if d.opset > 11 else d.op("Neg", h))
+same(
+    "to and fro",
+    lambda d, h, w: d.op("Transpose", d.op("Tanh", d.op("Transpose", h, perm=[1, 0])), perm=[1, 0]),
+)
+same(
+    "Einsum",
+    lambda d, h, w: (
+        d.op("Einsum", h, d.random(w, w), equation="ij,jk->ik") if d.opset > 11 else d.op("Neg", h)
+    ),
+)
 same("Sum", lambda d, h, w: d.op("Sum", h, h, d.random(w)))
 same("Expand", lambda d, h, w: d.op("Expand", d.reduce("ReduceMax", h, [1]), d.op("Shape", h)))
-same("function", lambda d, h, w: d.call(lambda e, v: e.op("Mul", v, e.op("Sigmoid", v)), h, f"Swish{d.name()}"))
+same(
+    "function", lambda d, h, w: d.call(lambda e, v: e.op("Mul", v, e.op("Sigmoid", v)), h, f"Swish{d.name()}")
+)
 same("If constant", lambda d, h, w: d.branch(
     d.constant(np.array(d.dice.random() < 0.5)), lambda e: e.op("Neg", h), lambda e: e.op("Tanh", h)
 ))  # fmt: skip

@@ -7,6 +7,7 @@ import http.client
 import json
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +38,8 @@ class Answers:
     asked: int = 0
     answered: int = 0
     in_company: int = 0
-    wrong: list[str] = field(default_factory=list)
+    wrong: Counter[str] = field(default_factory=Counter)
+    """How many answers differ, by model."""
     uncertain: int = 0
     """Answers that plain ONNX Runtime itself rounds differently, optimised and not."""
     refusals: list[str] = field(default_factory=list)
@@ -47,7 +49,7 @@ class Answers:
         return {
             "models": self.models, "served": self.served, "batched": len(self.batched),
             "asked": self.asked, "answered": self.answered, "in_company": self.in_company,
-            "uncertain": self.uncertain, "wrong": self.wrong[:20], "refusals": self.refusals[:20],
+            "uncertain": self.uncertain, "wrong": dict(self.wrong.most_common(20)), "refusals": self.refusals[:20],
         }  # fmt: skip
 
 
@@ -124,7 +126,9 @@ def decoded(status: int, body: bytes, head: str | None) -> Reply:
 
 
 @contextlib.contextmanager
-def served(models: Mapping[str, bytes], *, declared: int | None = None) -> Iterator[tuple[Serving, dict[str, int]]]:
+def served(
+    models: Mapping[str, bytes], *, declared: int | None = None
+) -> Iterator[tuple[Serving, dict[str, int]]]:
     """A server of these, all compiled; by name, the ``max_batch_size`` that it shows of what it serves."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "models"
