@@ -1,1 +1,1 @@
-"""Generated graphs whose truth is known: is any answer ever changed by company, or by a copy's weights?"""
+"""Generated graphs whose truth is known: whether company or a copy's weights ever change an answer."""

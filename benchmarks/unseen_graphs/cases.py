@@ -80,8 +80,11 @@ def row_of(feeds: Mapping[str, Array], row: int) -> Feeds:
     return {name: array[row : row + 1] for name, array in feeds.items()}
 
 
-def far(found: npt.NDArray[Any], wanted: npt.NDArray[Any], rtol: float) -> bool:
-    """Whether two answers differ beyond rounding; equal NaN and infinities are equal."""
+def far(found: npt.NDArray[Any], wanted: npt.NDArray[Any], rtol: float, *, floor: float = 1e-6) -> bool:
+    """Whether two answers differ beyond rounding; equal NaN and infinities are equal.
+
+    A difference up to ``floor`` is rounding, however small the answers are.
+    """
     if found.shape != wanted.shape:
         return True
     one, other = found.astype(np.float64), wanted.astype(np.float64)
@@ -89,10 +92,10 @@ def far(found: npt.NDArray[Any], wanted: npt.NDArray[Any], rtol: float) -> bool:
     if not np.array_equal(one[odd], other[odd], equal_nan=True):
         return True
     one, other = one[~odd], other[~odd]
-    if found.dtype.kind not in "f":
+    if found.dtype.kind != "f":
         return not np.array_equal(one, other)
     scale = float(np.max(np.abs(other), initial=0.0))
-    return bool(np.any(np.abs(one - other) > rtol * scale + 1e-6 * min(1.0, rtol * 1e4)))
+    return bool(np.any(np.abs(one - other) > rtol * scale + floor))
 
 
 def shown(plain: ort.InferenceSession, feeds: Feeds, rtol: float) -> int | None:
@@ -171,7 +174,8 @@ def _front(d: Draft) -> tuple[dict[str, tuple[int, tuple[str | int, ...]]], str,
                 np.random.default_rng(d.dice.getrandbits(32)).random((w, w)).astype(np.float16)
             )
             return {"x": (HALF, ("N", w))}, d.cast(d.op("MatMul", "x", weights)), w, False
-    return {"x": (kind, ("N", w))}, h, w, True
+        case _:
+            return {"x": (kind, ("N", w))}, h, w, True
 
 
 def made(seed: int, number: int, tries: int = 3) -> Case:

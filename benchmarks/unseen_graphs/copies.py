@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import onnx
@@ -25,7 +26,9 @@ def quantised(d: Draft, v: str) -> str:
 
 
 JUMPS: dict[str, Change] = {
-    "Where below": lambda d, v, u: d.op("Where", d.op("Less", d.op("Abs", v), d.number(1e-3)), d.number(0.0), v),
+    "Where below": lambda d, v, u: d.op(
+        "Where", d.op("Less", d.op("Abs", v), d.number(1e-3)), d.number(0.0), v
+    ),
     "Where of two": lambda d, v, u: d.op("Where", d.op("Greater", v, u), v, u),
     "Sign": lambda d, v, u: d.op("Sign", v),
     "Round": lambda d, v, u: d.op("Round", v),
@@ -66,17 +69,23 @@ CHANGES: dict[str, Change] = {
     "Reshape": lambda d, v, u: d.op("Reshape", d.op("Reshape", v, d.ints(-1)), d.ints(WIDTH, WIDTH)),
     "MatMul": lambda d, v, u: d.op("MatMul", v, u),
 }
+
+
+def unary(kind: str, d: Draft, v: str, u: str) -> str:
+    """An operator of one input."""
+    return d.op(kind, v)
+
+
 for _kind in ("Abs", "Neg", "Relu", "Exp", "Sqrt", "Reciprocal", "Tanh", "Sigmoid", "Identity"):
-    CHANGES[_kind] = lambda d, v, u, k=_kind: d.op(k, v)  # type: ignore[misc]
+    CHANGES[_kind] = partial(unary, _kind)
 
 
 def weights(rng: np.random.Generator, copy: int) -> Array:
     """Of one magnitude, or of several, with both signs."""
     values = rng.uniform(0.5, 2.0, (WIDTH, WIDTH)) * rng.choice((-1.0, 1.0), (WIDTH, WIDTH))
-    if copy == 0:
-        return values.astype(np.float32)
-    some = rng.choice(MAGNITUDES, (WIDTH, WIDTH) if copy % 2 else (1, 1))
-    return (values * some).astype(np.float32)
+    if copy:
+        values = values * rng.choice(MAGNITUDES, (WIDTH, WIDTH) if copy % 2 else (1, 1))
+    return np.asarray(values, np.float32)
 
 
 def architecture(seed: int, number: int) -> tuple[list[onnx.ModelProto], str]:

@@ -85,8 +85,9 @@ class Draft:
 
     def branch(self, condition: str, then: Callable[[Draft], str], other: Callable[[Draft], str]) -> str:
         """An If of floats."""
-        bodies = [self.body(lambda d, make=make: [(make(d), TensorProto.FLOAT)]) for make in (then, other)]
-        return self.op("If", condition, then_branch=bodies[0], else_branch=bodies[1])
+        first = self.body(lambda d: [(then(d), TensorProto.FLOAT)])
+        second = self.body(lambda d: [(other(d), TensorProto.FLOAT)])
+        return self.op("If", condition, then_branch=first, else_branch=second)
 
     def call(self, make: Callable[[Draft, str], str], value: str, name: str) -> str:
         """A local function of one input, and a call of it."""

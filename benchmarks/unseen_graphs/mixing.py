@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from onnx import TensorProto
@@ -24,7 +25,6 @@ class Hint:
     rows: int = 0
     kind: str = ""
     hidden: str = "plain"
-    steps: list[str] = field(default_factory=list)
 
 
 MIXING: dict[str, Step] = {}
@@ -41,6 +41,16 @@ SINCE = {
 def add(name: str, step: Step) -> None:
     """Name a step."""
     MIXING[name] = step
+
+
+def add_each(name: str, kinds: Iterable[str], make: Callable[[Draft, str, int, str], str]) -> None:
+    """A step for each of several operators."""
+    for kind in kinds:
+        add(name.replace("*", kind), partial(_of_kind, make, kind))
+
+
+def _of_kind(make: Callable[[Draft, str, int, str], str], kind: str, d: Draft, h: str, w: int) -> str:
+    return make(d, h, w, kind)
 
 
 def swapped(d: Draft, h: str, inner: Callable[[Draft, str], str]) -> str:
@@ -70,24 +80,26 @@ def ones(d: Draft, h: str) -> str:
     return d.op("Add", made, d.number(1.0))
 
 
-for _kind in ("Sum", "Mean", "Max", "Min", "L1", "L2", "LogSumExp", "SumSquare", "Prod"):
-    add(f"Reduce{_kind} 0", lambda d, h, w, k=_kind: d.op("Sub", h, d.reduce(f"Reduce{k}", h, [0])))
-    add(f"Reduce{_kind} all", lambda d, h, w, k=_kind: d.op("Add", h, d.reduce(f"Reduce{k}", h, [0, 1])))
-    add(
-        f"Reduce{_kind} transposed",
-        lambda d, h, w, k=_kind: d.op(
-            "Add", h, d.op("Transpose", d.reduce(f"Reduce{k}", d.op("Transpose", h, perm=[1, 0]), [-1]))
-        ),
-    )
-for _kind in ("Softmax", "LogSoftmax", "Hardmax"):
-    add(f"{_kind} 0", lambda d, h, w, k=_kind: d.op(k, h, axis=0))
-    add(f"{_kind} transposed", lambda d, h, w, k=_kind: swapped(d, h, lambda d, t: d.op(k, t, axis=-1)))
-for _more in ({}, {"reverse": 1}, {"exclusive": 1}):
-    add(f"CumSum 0 {_more}", lambda d, h, w, m=_more: d.op("CumSum", h, d.whole(0), **m))
-for _kind in ("ArgMax", "ArgMin"):
-    add(f"{_kind} 0", lambda d, h, w, k=_kind: d.op("Add", h, d.cast(d.op(k, h, axis=0))))
-for _kind in ("Max", "Min", "Add", "Mul", "Sub"):
-    add(f"{_kind} next row", lambda d, h, w, k=_kind: d.op(k, h, rolled(d, h)))
+REDUCTIONS = [
+    f"Reduce{kind}" for kind in ("Sum", "Mean", "Max", "Min", "L1", "L2", "LogSumExp", "SumSquare", "Prod")
+]
+add_each("* 0", REDUCTIONS, lambda d, h, w, kind: d.op("Sub", h, d.reduce(kind, h, [0])))
+add_each("* all", REDUCTIONS, lambda d, h, w, kind: d.op("Add", h, d.reduce(kind, h, [0, 1])))
+add_each(
+    "* transposed", REDUCTIONS,
+    lambda d, h, w, kind: d.op(
+        "Add", h, d.op("Transpose", d.reduce(kind, d.op("Transpose", h, perm=[1, 0]), [-1]))
+    ),
+)  # fmt: skip
+SOFT = ("Softmax", "LogSoftmax", "Hardmax")
+add_each("* 0", SOFT, lambda d, h, w, kind: d.op(kind, h, axis=0))
+add_each("* transposed", SOFT, lambda d, h, w, kind: swapped(d, h, lambda d, t: d.op(kind, t, axis=-1)))
+add("CumSum 0", lambda d, h, w: d.op("CumSum", h, d.whole(0)))
+add_each(
+    "CumSum 0 *", ("reverse", "exclusive"), lambda d, h, w, kind: d.op("CumSum", h, d.whole(0), **{kind: 1})
+)
+add_each("* 0", ("ArgMax", "ArgMin"), lambda d, h, w, kind: d.op("Add", h, d.cast(d.op(kind, h, axis=0))))
+add_each("* next row", ("Max", "Min", "Add", "Mul", "Sub"), lambda d, h, w, kind: d.op(kind, h, rolled(d, h)))
 add("TopK 0", lambda d, h, w: d.top(h, d.size(h, 0), 0)[0])
 add("TopK 0 indices", lambda d, h, w: d.cast(d.top(h, d.size(h, 0), 0)[1]))
 add("Concat and cut 0", lambda d, h, w: rolled(d, h))
@@ -193,16 +205,15 @@ add(
     "NonZero",
     lambda d, h, w: d.op("Add", h, d.cast(d.size(d.op("NonZero", d.op("Relu", h)), 1))),
 )
-add(
-    "Compress",
-    lambda d, h, w: d.op(
-        "Add", h,
-        d.reduce(
-            "ReduceSum",
-            d.op("Compress", h, d.squeeze(d.op("Greater", d.slice(h, 0, 1, 1), d.number(0.0)), 1), axis=0), [0],
-        ),
-    ),
-)  # fmt: skip
+
+
+def compress(d: Draft, h: str, w: int) -> str:
+    """The sum of those rows that begin with a number above 0."""
+    chosen = d.squeeze(d.op("Greater", d.slice(h, 0, 1, 1), d.number(0.0)), 1)
+    return d.op("Add", h, d.reduce("ReduceSum", d.op("Compress", h, chosen, axis=0), [0]))
+
+
+add("Compress", compress)
 add(
     "Unique",
     lambda d, h, w: d.op("Add", h, d.cast(d.size(d.op("Unique", d.op("Relu", h), sorted=1), 0))),
@@ -227,29 +238,28 @@ add(
         d, h, lambda d, t: d.op("Conv", t, d.random(w, w, 3), pads=[1, 1], kernel_shape=[3])
     ),
 )
-for _kind in ("MaxPool", "AveragePool"):
-    add(
-        f"{_kind} rows",
-        lambda d, h, w, k=_kind: channels(
-            d, h, lambda d, t: d.op(k, t, pads=[1, 1], kernel_shape=[3], strides=[1])
-        ),
-    )
+add_each(
+    "* rows", ("MaxPool", "AveragePool"),
+    lambda d, h, w, kind: channels(
+        d, h, lambda d, t: d.op(kind, t, pads=[1, 1], kernel_shape=[3], strides=[1])
+    ),
+)  # fmt: skip
 add(
     "GlobalAveragePool rows",
     lambda d, h, w: d.op(
         "Add", h, d.squeeze(d.op("GlobalAveragePool", d.unsqueeze(d.op("Transpose", h), 0)), 0, 2)
     ),
 )
-for _kind, _gates in (("RNN", 1), ("GRU", 3), ("LSTM", 4)):
-    add(
-        f"{_kind} rows",
-        lambda d, h, w, k=_kind, g=_gates: d.squeeze(
-            d.op(
-                k, d.unsqueeze(h, 1), d.random(1, g * w, w, scale=0.5), d.random(1, g * w, w, scale=0.5),
-                hidden_size=w,
-            ), 1, 2,
-        ),
-    )  # fmt: skip
+
+
+def recurrent_rows(d: Draft, h: str, w: int, kind: str) -> str:
+    """Rows as the steps of time."""
+    gates = {"RNN": 1, "GRU": 3, "LSTM": 4}[kind]
+    weights = [d.random(1, gates * w, w, scale=0.5) for _ in range(2)]
+    return d.squeeze(d.op(kind, d.unsqueeze(h, 1), *weights, hidden_size=w), 1, 2)
+
+
+add_each("* rows", ("RNN", "GRU", "LSTM"), recurrent_rows)
 
 
 def sequence(d: Draft, h: str, w: int) -> str:
@@ -337,6 +347,10 @@ for _step in (scan_rows, scan_columns, loop_by_data, loop_by_rows, loop_over_row
 
 # What hides them
 
+VALUES = {"value": [0, 1], "value, where": [0, 1], "value of a row": [1], "value, multiplied": [1]}
+"""Ways that depend on values, of all rows or of each: the axes that are looked along."""
+LENGTHS = ("length", "length, where")
+
 
 def inside(d: Draft, h: str, low: float, high: float) -> str:
     """Which values lie between two bounds, as floats 0 and 1."""
@@ -365,7 +379,7 @@ def by_rows(d: Draft, h: str, hint: Hint) -> str:
     return d.squeeze(d.op("Equal", d.size(h, 0), d.ints(hint.rows)), 0)
 
 
-def plain(d: Draft, h: str, w: int) -> str:
+def plain(d: Draft, h: str) -> str:
     """What is done if nothing is mixed."""
     return d.op("Mul", h, d.number(0.5))
 
@@ -394,45 +408,40 @@ def hidden(d: Draft, h: str, w: int, hint: Hint, *, gate: str, signed: bool, ope
     def mix(e: Draft, v: str) -> str:
         return step(e, v, w)
 
-    ways = [
-        "plain",
-        "function",
-        "value",
-        "value of a row",
-        "value, multiplied",
-        "value, where",
-        "rows",
-        "step",
-    ]
-    hint.hidden = d.dice.choice(ways + (["length", "length, where"] * 2 if open_length else []))
-    match hint.hidden:
-        case "function":
-            return in_function(d, h, mix)
-        case "value":
-            return d.branch(
-                any_inside(d, gate, hint, [0, 1], signed=signed),
-                lambda e: mix(e, h),
-                lambda e: plain(e, h, w),
-            )
-        case "value of a row":
-            return d.op("Where", any_inside(d, gate, hint, [1], signed=signed), mix(d, h), plain(d, h, w))
-        case "value, where":
-            return d.op("Where", any_inside(d, gate, hint, [0, 1], signed=signed), mix(d, h), plain(d, h, w))
-        case "value, multiplied":
-            mask = d.cast(any_inside(d, gate, hint, [1], signed=signed))
-            return d.op("Add", plain(d, h, w), d.op("Mul", mask, mix(d, h)))
-        case "rows":
-            return d.branch(by_rows(d, h, hint), lambda e: mix(e, h), lambda e: plain(e, h, w))
-        case "length":
-            return d.branch(by_length(d, hint), lambda e: mix(e, h), lambda e: plain(e, h, w))
-        case "length, where":
-            return d.op("Where", by_length(d, hint), mix(d, h), plain(d, h, w))
-        case "step":
-            at = d.dice.choice((0, 3))
+    hint.hidden = d.dice.choice(
+        ("plain", "function", "step", *VALUES, "rows", *(LENGTHS * 2 if open_length else ()))
+    )
+    if hint.hidden in VALUES:
+        return by_values(
+            d, h, mix, any_inside(d, gate, hint, VALUES[hint.hidden], signed=signed), hint.hidden
+        )
+    if hint.hidden == "function":
+        return in_function(d, h, mix)
+    if hint.hidden == "step":
+        return in_a_step(d, h, mix)
+    if hint.hidden == "plain":
+        return mix(d, h)
+    condition = by_rows(d, h, hint) if hint.hidden == "rows" else by_length(d, hint)
+    if hint.hidden == "length, where":
+        return d.op("Where", condition, mix(d, h), plain(d, h))
+    return d.branch(condition, lambda e: mix(e, h), lambda e: plain(e, h))
 
-            def make(e: Draft, number: str, state: str) -> str:
-                first = e.op("Equal", number, e.whole(at))
-                return e.branch(first, lambda f: mix(f, state), lambda f: plain(f, state, w))
 
-            return loop(d, h, make, d.whole(4))
-    return mix(d, h)
+def by_values(d: Draft, h: str, mix: Callable[[Draft, str], str], condition: str, way: str) -> str:
+    """Mixed where the condition holds, of all rows or of each."""
+    if way == "value":
+        return d.branch(condition, lambda e: mix(e, h), lambda e: plain(e, h))
+    if way == "value, multiplied":
+        return d.op("Add", plain(d, h), d.op("Mul", d.cast(condition), mix(d, h)))
+    return d.op("Where", condition, mix(d, h), plain(d, h))
+
+
+def in_a_step(d: Draft, h: str, mix: Callable[[Draft, str], str]) -> str:
+    """In one step of a Loop, the first or a later one."""
+    at = d.dice.choice((0, 3))
+
+    def make(e: Draft, number: str, state: str) -> str:
+        this = e.op("Equal", number, e.whole(at))
+        return e.branch(this, lambda f: mix(f, state), lambda f: plain(f, state))
+
+    return loop(d, h, make, d.whole(4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from onnx import TensorProto
@@ -23,16 +24,23 @@ def same(name: str, make: Callable[[Draft, str, int], str]) -> None:
     ROWS[name] = lambda d, h, w: (make(d, h, w), w)
 
 
+def unary(kind: str, d: Draft, h: str, w: int) -> str:
+    """An operator of one input."""
+    return d.op(kind, h)
+
+
+def with_constant(kind: str, d: Draft, h: str, w: int) -> str:
+    """An operator of the rows and a constant."""
+    return d.op(kind, h, d.random(*d.dice.choice(((w,), (1, w)))))
+
+
 for _kind in (
     "Relu", "Tanh", "Sigmoid", "Abs", "Neg", "Softplus", "Erf", "Elu", "LeakyRelu", "HardSigmoid", "Selu",
     "Softsign", "Dropout", "Identity", "Sin", "Atan",
 ):  # fmt: skip
-    same(_kind, lambda d, h, w, k=_kind: d.op(k, h))
+    same(_kind, partial(unary, _kind))
 for _kind in ("Add", "Mul", "Sub", "Max", "Min", "PRelu"):
-    same(
-        f"{_kind} of a constant",
-        lambda d, h, w, k=_kind: d.op(k, h, d.random(*d.dice.choice(((w,), (1, w))))),
-    )
+    same(f"{_kind} of a constant", partial(with_constant, _kind))
 same("Sqrt", lambda d, h, w: d.op("Sqrt", d.op("Abs", h)))
 same("Log", lambda d, h, w: d.op("Log", d.op("Add", d.op("Abs", h), d.number(1.0))))
 same("Exp", lambda d, h, w: d.op("Exp", d.op("Clip", h, d.number(-4.0), d.number(4.0))))
@@ -245,4 +253,5 @@ def token_rows(d: Draft, h: str, w: int) -> tuple[str, int]:
             return d.reduce(d.dice.choice(("ReduceMean", "ReduceMax", "ReduceSum")), h, [1], keepdims=0), w
         case 1:
             return d.op("Gather", h, d.whole(0), axis=1), w
-    return d.squeeze(d.slice(h, -1, 1 << 40, 1), 1), w
+        case _:
+            return d.squeeze(d.slice(h, -1, 1 << 40, 1), 1), w

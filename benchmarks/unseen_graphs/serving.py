@@ -49,7 +49,8 @@ class Answers:
         return {
             "models": self.models, "served": self.served, "batched": len(self.batched),
             "asked": self.asked, "answered": self.answered, "in_company": self.in_company,
-            "uncertain": self.uncertain, "wrong": dict(self.wrong.most_common(20)), "refusals": self.refusals[:20],
+            "uncertain": self.uncertain, "wrong": dict(self.wrong.most_common(20)),
+            "refusals": self.refusals[:20],
         }  # fmt: skip
 
 

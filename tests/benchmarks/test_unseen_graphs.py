@@ -28,7 +28,7 @@ def test_a_graph_mixes_if_its_witness_shows_it_and_none_is_found_for_a_safe_one(
         assert case.mixes is (case.witness is not None) is (number % 2 == 1)
         if case.witness is not None:
             feeds, row = case.witness
-            assert cases.shown(plain, feeds, case.rtol) == row
+            assert cases.shown(plain, feeds, 10 * case.rtol) == row
         else:
             assert cases.checked(case, plain, dice, 20)
 
@@ -60,7 +60,7 @@ def test_copies_of_an_architecture_differ_in_nothing_but_weights(number: int) ->
 
 
 def test_a_request_is_read_as_it_was_written() -> None:
-    row = {"x": np.array([[1, 2]], np.float16), "n": np.array([[3]], np.int64)}
+    row: cases.Feeds = {"x": np.array([[1, 2]], np.float16), "n": np.array([[3]], np.int64)}
     body, head = encoded(row)
     said = decoded(200, body.replace(b'"inputs"', b'"outputs"'), str(head + 1)).outputs
     assert all(np.array_equal(said[name], array) for name, array in row.items())
@@ -71,6 +71,12 @@ def test_equal_nan_and_infinities_are_equal_and_others_are_not() -> None:
     assert not cases.far(odd, odd.copy(), 1e-4)
     assert cases.far(odd, np.array([np.nan, -np.inf, 1.0], np.float32), 1e-4)
     assert cases.far(odd, np.array([0.0, np.inf, 1.0], np.float32), 1e-4)
+
+
+def test_small_answers_differ_where_nothing_but_rounding_may() -> None:
+    small = np.array([1e-30, 2e-30], np.float32)
+    assert not cases.far(small, 2 * small, 1e-4)
+    assert cases.far(small, 2 * small, 1e-4, floor=1e-38)
 
 
 def test_a_rule_that_accepts_all_misses_and_names_what_it_accepted(
