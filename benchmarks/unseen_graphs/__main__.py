@@ -182,7 +182,7 @@ def server(seed: int, count: int) -> Answers:
     answers, began = Answers(), time.monotonic()
     for first in range(0, count, AT_ONCE):
         numbers = range(first, min(first + AT_ONCE, count))
-        ask_cases([made(seed, number, 1) for number in numbers], seed, answers)
+        ask_cases([made(seed, number) for number in numbers], seed, answers)
         print(f"  server: {answers.models} of {count}, {time.monotonic() - began:.0f} s", flush=True)
     return answers
 
