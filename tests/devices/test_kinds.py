@@ -38,7 +38,7 @@ def have(monkeypatch: pytest.MonkeyPatch, *capabilities: str) -> None:
         (CPU, {"onnx", "python"}),
         (TORCH, {"torch"}),
         (gpu(0), {"torch"}),
-        (EMULATED, {"onnx", "python", "torch", "emulated"}),
+        (EMULATED, {"onnx", "torch", "emulated"}),
     ],
 )
 def test_a_device_runs_the_backends_of_its_kind(config: DeviceConfig, able: set[str]) -> None:

@@ -52,7 +52,7 @@ def shake_hands(client: ClusterFiles, server: ClusterFiles) -> None:
     contexts = context_of(client, server=False), context_of(server, server=True)
     for context in contexts:
         context.verify_flags |= ssl.VERIFY_X509_STRICT  # as Python does from 3.13 on
-    near = contexts[0].wrap_bio(to_client, to_server, server_hostname=contexts[0].name)
+    near = contexts[0].wrap_bio(to_client, to_server, server_hostname=contexts[0].files.name)
     far = contexts[1].wrap_bio(to_server, to_client, server_side=True)
     for _ in range(4):
         for side in (near, far):
