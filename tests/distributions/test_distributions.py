@@ -135,9 +135,9 @@ def simulated(interpreter: Path) -> dict[str, object]:
 
 def test_the_server_alone(server: Path, tmp_path: Path) -> None:
     assert "demo" in clockwork(server, "--help").stdout
-    for command, extra in (("demo", "demo"), ("bench", "lab"), ("reproduce", "figures")):
+    for command, extra in (("demo", "[demo]"), ("bench", ""), ("reproduce", "[figures]")):
         said = clockwork(server, command, "--anything", code=2).stderr
-        assert said.endswith(f"pip install 'clockwork-serve[{extra}]'\n")
+        assert said.endswith(f"pip install './packages/clockwork-lab{extra}'\n")
     models = shutil.copytree(ROOT / "examples" / "models", tmp_path / "models")
     clockwork(server, "validate", str(models))
     assert simulated(server)["loads"]

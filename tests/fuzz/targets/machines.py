@@ -93,10 +93,10 @@ class _Source(TensorSource):
 
     def __init__(self, why: list[str]) -> None:
         super().__init__("h:7", _Files(), 1.0, lambda source: None)  # type: ignore[arg-type]
-        self.why = why
+        self.reasons = why
 
     def lost(self, link: TensorLink, why: str) -> None:
-        self.why.append(why)
+        self.reasons.append(why)
 
 
 async def _read(data: bytes) -> None:

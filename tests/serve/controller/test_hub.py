@@ -409,7 +409,8 @@ async def test_counters_of_devices_are_kept_for_metrics(world: World) -> None:
     worker = await world.worker("w", "d")
     await until(lambda: world.brain.seen)
     worker.send(DeviceNumbers(device="d", numbers={"swaps": 3}))
-    await until(lambda: world.recorder.counters.devices["d"].numbers)
+    devices = world.recorder.counters.devices
+    await until(lambda: "d" in devices and devices["d"].numbers)
     assert b'clockwork_device_number{device="d",number="swaps"} 3' in render(world.recorder.counters)
     worker.send(DeviceNumbers(device="other's", numbers={}))
     await until(lambda: worker.is_lost)
