@@ -132,6 +132,15 @@ def test_a_code_of_which_a_file_is_damaged_at_home_is_not_kept_and_told(home: Ca
     assert away.code(CODE.code_id) is None
 
 
+def test_python_models_are_not_sent_to_other_machines(away: Cache) -> None:
+    asked: list[Fetch] = []
+    told: list[str] = []
+    code = structs.replace(CODE, backend="python")
+    MachineArtefacts(away, asked.append).code(CodeAdded(code=code), lambda added, error: told.append(error))
+    assert told[0].startswith("Python models run on the server's own machine only")
+    assert not asked
+
+
 def test_what_is_damaged_in_a_far_cache_is_fetched_again(home: Cache, away: Cache) -> None:
     there = weights(home)
     server = Server(home)
