@@ -215,6 +215,8 @@ def test_it_ends_when_told_and_the_server_forgets_it(place: Place) -> None:
         serves(found)
         names = {"brief.gateway-0", "brief.gateway-1"}
         until("both joined", lambda: names <= set(place.serving.server.state()["gateways"]))
+        # Each is ready once a worker reached it; the kernel chooses which one answers.
+        until("both serve", lambda: all(found.ready for _ in range(16)))
         check_answer(found)
         found.process.send_signal(signal.SIGTERM)
         assert found.process.wait(60) == 0, found.said
