@@ -24,10 +24,6 @@ COMMAND: Final = "python -m comparison.headline"
 Line = dict[str, Any]
 Value = Callable[[Line], float | None]
 
-BETTER: Final = 1.02
-"""Another server is better where it is so by more than this factor."""
-LATE: Final = 0.005
-"""A smaller share of late answers is not worth a sentence."""
 WIDTH: Final = 120
 """Of a line of the README."""
 
@@ -49,6 +45,11 @@ def goodput(line: Line) -> float:
 def asked(line: Line) -> float:
     """Requests a second."""
     return float(line["figures"]["asked_per_s"])
+
+
+def late_share(line: Line) -> float:
+    """Answers after the SLO, of all requests."""
+    return float(line["figures"]["late"] / line["figures"]["asked"])
 
 
 def refusal_ms(line: Line) -> float | None:
@@ -233,62 +234,42 @@ def block(lines: Sequence[Line]) -> str:
     """What stands between the marks of the README: the picture and what it shows, where we lose included."""
     if not lines:
         return f"`{COMMAND}` draws the figure that belongs here.\n"
-    said = f"{words(lines)} [All figures and how they were measured]({PAGE.relative_to(ROOT)})."
+    told = f"{words(lines)} [All figures and how they were measured]({PAGE.relative_to(ROOT)})."
     return (
         f"![Goodput and the age of refusals against load]({FIGURE.relative_to(ROOT)})\n\n"
-        f"{fill(said, WIDTH, break_long_words=False, break_on_hyphens=False)}\n"
+        f"{fill(told, WIDTH, break_long_words=False, break_on_hyphens=False)}\n\n{summary(lines)}"
     )
 
 
 def words(lines: Sequence[Line]) -> str:
-    """Goodput and age of refusals at the highest load, and all in which another server was better."""
-    top = shares(lines)[-1]
-    rate = median(asked(line) for line in lines if line["share"] == top)
-    each = "; ".join(_at_top(lines, name, top) for name in SERVERS)
+    """What was measured, and how to read the table below it."""
     noisy = sum(bool(line["noise"]) for line in lines)
     marked = f" Other programs disturbed {noisy} of {len(lines)} runs." if noisy else ""
-    losses = list(lost(lines))
-    behind = f" Where another server is better: {'; '.join(losses)}." if losses else ""
     return (
-        f"{MODELS} MobileNets on one core, SLO {SLO_MS:.0f} ms, {rate:.0f} requests a second, which is "
-        f"{top:g} times what the core can do: {each}.{behind}{marked}"
+        f"{MODELS} MobileNets on one core, SLO {SLO_MS:.0f} ms. A load of 1 is "
+        f"{1e3 / lines[0]['image_ms']:.0f} requests a second, which is what the core does with the model "
+        f"alone. Medians of {len(of(lines, 'clockwork', shares(lines)[0]))} runs; the best of each row is "
+        f"bold.{marked}"
     )
 
 
-def _at_top(lines: Sequence[Line], server: str, share: float) -> str:
-    runs = of(lines, server, share)
-    if not runs:
-        return f"{NAMES[server]} was not measured"
-    late = sum(line["figures"]["late"] for line in runs) / sum(line["figures"]["asked"] for line in runs)
-    parts = [f"{NAMES[server]} answers {middle(runs, goodput):.0f} a second in time"]
-    if late >= LATE:
-        parts.append(f"{late:.0%} of all too late")
-    if (refusal := middle(runs, refusal_ms)) is not None:
-        parts.append(f"and says no after {refusal:.0f} ms (median)")
-    return ", ".join(parts)
-
-
-def lost(lines: Sequence[Line]) -> Iterator[str]:
-    """Each measure and load in which the best other server is better than ours, in words."""
-    low, every = shares(lines)[0], shares(lines)
-    questions: list[tuple[str, str, Value, bool, Sequence[float]]] = [
-        ("answers in time a second", "{:.1f}", goodput, True, every),
-        ("median age of a no, ms", "{:.0f}", refusal_ms, False, every[-1:]),
-        ("median latency, ms", "{:.1f}", answer_ms, False, [low]),
-        ("CPU a request, ms", "{:.2f}", cpu_ms, False, [low]),
-        ("memory, MiB", "{:.0f}", pss_mib, False, [low]),
-    ]
-    for what, form, value, more, where in questions:
-        for share in where:
-            ours = middle(of(lines, "clockwork", share), value)
-            others = {
-                name: found
-                for name in servers(lines)
-                if name != "clockwork" and (found := middle(of(lines, name, share), value)) is not None
-            }
-            if ours is None or not others:
-                continue
-            name = (max if more else min)(others, key=lambda one: others[one])
-            best = others[name]
-            if (best > ours * BETTER) if more else (best * BETTER < ours):
-                yield f"{what} at {share:g} times ({form.format(ours)}; {NAMES[name]} {form.format(best)})"
+def summary(lines: Sequence[Line]) -> str:
+    """A row for each question and a column for each server, as Markdown: the best is bold, whoever it is."""
+    low, top = shares(lines)[0], shares(lines)[-1]
+    names = servers(lines)
+    rows = [page_row(["", *(NAMES[name] for name in names)]), page_row(["---"] * (len(names) + 1))]
+    questions: list[tuple[str, str, Value, bool, float]] = [
+        *((f"answers in time a second, load {one:g}", "{:.1f}", goodput, True, one) for one in shares(lines)),
+        (f"answers too late, of all requests, load {top:g}", "{:.1%}", late_share, False, top),
+        (f"age of a no, load {top:g}", "{:.0f} ms", refusal_ms, False, top),
+        (f"latency of an answer, load {low:g}", "{:.0f} ms", answer_ms, False, low),
+        (f"CPU of a request, load {low:g}", "{:.1f} ms", cpu_ms, False, low),
+        (f"memory, load {low:g}", "{:.0f} MiB", pss_mib, False, low),
+    ]  # fmt: skip
+    for what, form, value, more, share in questions:
+        found = [middle(of(lines, name, share), value) for name in names]
+        cells = ["-" if number is None else form.format(number) for number in found]
+        there = [number for number in found if number is not None]
+        best = form.format((max if more else min)(there)) if there else ""
+        rows.append(page_row([what, *(f"**{cell}**" if cell == best else cell for cell in cells)]))
+    return "\n".join(rows) + "\n"

@@ -14,24 +14,20 @@ WINS = [
 ]  # fmt: skip
 
 
-def test_the_sentence_has_goodput_late_answers_and_the_age_of_refusals_of_each_server() -> None:
-    said = show.words(WINS)
-
-    assert "200 requests a second, which is 2 times what the core can do" in said
-    assert "Clockwork Serve answers 90 a second in time, and says no after 80 ms (median)" in said
-    assert "Runtime answers 40 a second in time, 20% of all too late, and says no after 150 ms" in said
-    assert "Triton was not measured." in said
-    assert "better" not in said
-
-
-def test_where_another_server_is_better_the_sentence_says_so() -> None:
+def test_the_best_of_each_row_is_bold_whoever_it_is() -> None:
     lines = [*WINS, line("triton", 0.5, 60, cpu_ms_per_request=4.0), line("triton", 2, 80, 20)]
+    rows = show.summary(lines).splitlines()
 
-    assert list(show.lost(lines)) == [
-        "answers in time a second at 0.5 times (50.0; Triton 60.0)",
-        "median age of a no, ms at 2 times (80; Triton 20)",
-        "CPU a request, ms at 0.5 times (5.00; Triton 4.00)",
-    ]
+    assert rows[0] == "|  | Clockwork Serve | FastAPI with ONNX Runtime | Triton |"
+    assert "| answers in time a second, load 0.5 | 50.0 | 50.0 | **60.0** |" in rows
+    assert "| answers in time a second, load 2 | **90.0** | 40.0 | 80.0 |" in rows
+    assert "| answers too late, of all requests, load 2 | **0.0%** | 20.0% | **0.0%** |" in rows
+    assert "| age of a no, load 2 | 80 ms | 150 ms | **20 ms** |" in rows
+    assert "| CPU of a request, load 0.5 | 5.0 ms | 5.0 ms | **4.0 ms** |" in rows
+
+
+def test_the_words_say_what_a_load_of_1_is() -> None:
+    assert "A load of 1 is 100 requests a second" in show.words(WINS)
 
 
 def test_a_disturbed_run_is_marked_in_the_picture_the_table_and_the_sentence() -> None:
