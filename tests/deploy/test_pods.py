@@ -175,8 +175,8 @@ def test_controllers_wait_for_the_catalogue_that_builders_write(tmp_path: Path) 
     try:
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.5)
-        (tmp_path / "v6-0" / "catalogue").mkdir(parents=True)
-        (tmp_path / "v6-0" / "catalogue" / "000000001.json").touch()
+        (tmp_path / "v7-0" / "catalogue").mkdir(parents=True)
+        (tmp_path / "v7-0" / "catalogue" / "000000001.json").touch()
         assert process.wait(30) == 0
     finally:
         process.kill()

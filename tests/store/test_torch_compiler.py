@@ -198,6 +198,19 @@ def test_a_copy_with_other_weights_is_a_blob_and_nothing_is_compiled(works, scal
     assert difference(answers(a, 4, x), wanted(second, x)) > SAME, "the weights differ"
 
 
+@pytest.mark.parametrize("part", [1e-30, 1e30])
+def test_a_copy_answers_as_its_program_does_whatever_its_magnitudes(works, scaled, part):
+    model = small(2, scale=5.0)
+    model.conv.weight.data *= part
+    model.norm.running_mean *= part
+    model.norm.running_var *= part
+    model.norm.weight.data *= part**-0.5
+    served = works.compile(f"far-{part}", {"far": (exported(model, torch.rand(IMAGE)), None)}).only()
+    assert served.code == scaled.only().code
+    x = torch.rand(4, 3, 8, 8)
+    assert difference(answers(served, 4, x), wanted(model, x)) < SAME
+
+
 def test_a_normalisation_after_a_convolution_is_part_of_it(folded):
     served = folded.only()
     index = msgspec.json.decode((Path(served.code.path) / "index.json").read_bytes(), type=TorchIndex)
