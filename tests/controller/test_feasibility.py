@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 import pytest
 
@@ -107,14 +109,34 @@ def test_a_refusal_says_how_long_it_takes_and_by_how_much_it_would_miss() -> Non
     world.request("b", slo_ms=500)
     late, never = world.request("a", slo_ms=152), world.request("a", slo_ms=99)
     assert world.answers[late].message == (
-        "the deadline would be missed by 50.2 ms: it takes 100.0 ms, d0 is busy for 100.2 ms, "
-        "and 2.0 ms of the SLO's 152.0 ms are kept for the way and delays"
+        "the deadline would be missed by 50.2 ms: d0 is busy for 100.2 ms, it takes 100.0 ms, "
+        "and 2.0 ms are kept for the way and delays, of an SLO of 152.0 ms"
     )
     assert world.answers[late].retry_after_ns == ms(50.2)
     assert world.answers[never].message == (
         "the deadline cannot be met: it takes 100.0 ms, "
-        "and 2.0 ms of the SLO's 99.0 ms are kept for the way and delays"
+        "and 2.0 ms are kept for the way and delays, of an SLO of 99.0 ms"
     )
+
+
+def added_up(message: str) -> float:
+    """What a refusal's parts make, less the SLO and what is missing of it: nothing, if it says all of them."""
+    missed, *parts, slo = (float(number) for number in re.findall(r"([0-9.]+) ms", message))
+    return sum(parts) - slo - missed
+
+
+def test_a_device_that_is_idle_is_not_called_busy_and_the_parts_of_a_refusal_add_up() -> None:
+    world = warm("a", "b", "c")
+    idle = world.answers[world.request("a", slo_ms=102.1)].message
+    world.slower = 1.5
+    world.ask("a", slo_ms=5000, until_ms=97)
+    world.ask("b", slo_ms=250, until_ms=1)
+    waited = world.answers[world.ask("c", slo_ms=235)].message
+    assert "busy" not in idle
+    assert "d0 is 0.2 ms away, " in idle
+    assert " ms are over, " in waited
+    assert added_up(idle) == pytest.approx(0, abs=0.2)
+    assert added_up(waited) == pytest.approx(0, abs=0.2)
 
 
 def test_a_request_for_weights_that_arrive_too_late_is_refused_at_once() -> None:

@@ -310,11 +310,13 @@ class Admission(Record):
 
         There is no advice if no request with ``given_ns`` to its deadline is ever feasible.
         """
-        needs = f"it takes {_ms(finish.rest_ns)}"
         slo_ns, reserve_ns = asked.deadline_ns - asked.arrival_ns, asked.deadline_ns - due_ns
-        kept = f"{_ms(reserve_ns)} of the SLO's {_ms(slo_ns)} are kept for the way and delays"
+        parts = (
+            f"it takes {_ms(finish.rest_ns)}, and {_ms(reserve_ns)} are kept for the way and delays, "
+            f"of an SLO of {_ms(slo_ns)}"
+        )
         if finish.rest_ns + self._belief.slack_ns > given_ns:
-            message = f"the deadline cannot be met: {needs}, and {kept}"
+            message = f"the deadline cannot be met: {parts}"
             return Verdict(Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, message)
         shortage_ns, device = finish.end_ns - due_ns, finish.device
         code = device.codes.get(queue.model.code_id) if finish.lane is device.exec else None
@@ -322,12 +324,8 @@ class Admission(Record):
             finish.rest_ns if code is None else usual_cost_ns(code.batches(queue.signature, queue.sizes))
         )
         slot_ns = device.retry_slots.slot_ns(now_ns + shortage_ns, cost_ns, now_ns)
-        wait_ns = finish.end_ns - finish.rest_ns - now_ns
-        if wait_ns >= WORTH_SAYING_NS:
-            why = f"{device.name} is busy for {_ms(wait_ns)}"
-        else:
-            why = f"{_ms(now_ns - asked.arrival_ns)} are over"
-        message = f"the deadline would be missed by {_ms(shortage_ns)}: {needs}, {why}, and {kept}"
+        before = _before(finish, now_ns - asked.arrival_ns, now_ns)
+        message = f"the deadline would be missed by {_ms(shortage_ns)}: {before}{parts}"
         return Verdict(Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, message, slot_ns - now_ns)
 
     # A summary for gateways: what queries would find infeasible, without a query for each request
@@ -345,6 +343,16 @@ class Admission(Record):
                 if soonest is not None:
                     found[key] = soonest
         return found
+
+
+def _before(finish: EarliestFinish, age_ns: int, now_ns: int) -> str:
+    """What of a request's time is over or waited for; with what it takes and what is kept this adds up."""
+    wait_ns = finish.end_ns - finish.rest_ns - now_ns
+    over = f"{_ms(age_ns)} are over, " if age_ns >= WORTH_SAYING_NS else ""
+    if wait_ns < WORTH_SAYING_NS:
+        return over
+    name, wait = finish.device.name, _ms(wait_ns)
+    return over + (f"{name} is busy for {wait}, " if finish.lane.busy(now_ns) else f"{name} is {wait} away, ")
 
 
 def _ms(duration_ns: int) -> str:
