@@ -120,7 +120,7 @@ def test_a_refusal_says_how_long_it_takes_and_by_how_much_it_would_miss() -> Non
 
 
 def added_up(message: str) -> float:
-    """What a refusal's parts make, less the SLO and what is missing of it: nothing, if it says all of them."""
+    """What a refusal's parts make, less the SLO and what is missing of it: 0 if it says all of them."""
     missed, *parts, slo = (float(number) for number in re.findall(r"([0-9.]+) ms", message))
     return sum(parts) - slo - missed
 

@@ -17,7 +17,7 @@ from tests.end_to_end.commands import START_S, alive, command, started
 from tests.end_to_end.conftest import ROOT, call, x_json
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_lets_running_work_end_and_takes_no_more(
     tmp_path: Path, cache: Path, number: signal.Signals
 ) -> None:

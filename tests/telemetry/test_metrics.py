@@ -99,6 +99,13 @@ def test_a_gateway_adds_what_it_decided_itself() -> None:
     assert found["clockwork_gateway_refused_by_summary_total", (("gateway", "g0"),)] == 5
 
 
+def test_a_gateway_that_no_worker_reaches_is_not_ready_though_the_server_is() -> None:
+    counters = recorded().counters
+    counters.ready = True
+    assert samples(render(counters, GatewayCounters(gateway="g0")))["clockwork_ready", ()] == 1
+    assert samples(render(counters, GatewayCounters(gateway="g0", ready=False)))["clockwork_ready", ()] == 0
+
+
 def test_triton_s_names_say_what_its_statistics_say() -> None:
     recorder = recorded()
     for index, (outcome, reason) in enumerate(

@@ -25,6 +25,21 @@ async def test_the_first_signal_requests_and_the_second_forces() -> None:
     assert stopping.status == 143
 
 
+async def test_a_closed_terminal_requests_it_too_unless_its_signal_is_ignored() -> None:
+    stopping = Stopping()
+    await send(signal.SIGHUP, stopping.requested)
+    assert stopping.status == 129
+    asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        ignoring = Stopping()
+        os.kill(os.getpid(), signal.SIGHUP)
+        await send(signal.SIGTERM, ignoring.requested)
+        assert ignoring.status == 143
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 async def test_work_ends_or_is_cancelled() -> None:
     event, ended = asyncio.Event(), []
 

@@ -71,7 +71,7 @@ def serve(repository: str | None, config: str | None, as_json: bool, **flags: An
 
     Without REPO, those of the catalogue in --store.
 
-    Ctrl-C or SIGTERM once: finish what waits, then stop. Twice: stop at once.
+    Ctrl-C, SIGTERM or SIGHUP once: finish what waits, then stop. Twice: stop at once.
     """
     settings = settings_from(repository, config, flags, or_store=True)
 

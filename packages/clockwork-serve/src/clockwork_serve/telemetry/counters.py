@@ -261,9 +261,11 @@ class GatewayCounters(Struct):
     ``unheard`` are good answers that came when nobody waited for them any more, by why: their clients had
     ``left``, or the gateway had told them that the deadline was ``over``.
     Of ``outcomes``, ``refused_by_summary`` would have been late by what the controller had published.
+    ``ready`` is what its probe says.
     """
 
     gateway: str
+    ready: bool = True
     received: int = 0
     outcomes: dict[str, int] = {}
     invalid: dict[str, int] = {}

@@ -53,7 +53,9 @@ def render(
     lines: list[str] = []
     exemplars = _exemplars(counters) if openmetrics else {}
     write = partial(_lines, openmetrics=openmetrics, exemplars=exemplars)
-    for part in (_requests, _times, _tenants, _models, _devices, _wanted):
+    # A gateway that no worker reaches is not ready, though the controller is.
+    lines.extend(write(_requests(counters, ready=counters.ready and (gateway is None or gateway.ready))))
+    for part in (_times, _tenants, _models, _devices, _wanted):
         lines.extend(write(part(counters)))
     if gateway is not None:
         lines.extend(write(_gateway(gateway)))
@@ -64,7 +66,7 @@ def render(
     return "\n".join(lines).encode()
 
 
-def _requests(counters: Counters) -> Iterator[Family]:
+def _requests(counters: Counters, *, ready: bool) -> Iterator[Family]:
     yield "requests_total", "counter", "Requests by how they ended, and why.", _ends(counters.outcomes)
     for name, kind, text, value in (
         ("requests_received_total", "counter", "Requests that reached the controller.", counters.received),
@@ -82,7 +84,7 @@ def _requests(counters: Counters) -> Iterator[Family]:
          counters.models_lost),
         ("gateways_lost_total", "counter", "Gateways that died or left.", counters.gateways_lost),
         ("ready", "gauge", "Whether the server can serve, and all that it started with is prepared.",
-         int(counters.ready and not counters.models_waiting)),
+         int(ready and not counters.models_waiting)),
         ("models_waiting", "gauge", "Models that are still to be prepared since the start.",
          counters.models_waiting),
         ("keeper_up", "gauge", "Whether the supervisor answers.", int(counters.keeper_up)),

@@ -423,6 +423,7 @@ class Gateway:
         """What this gateway counted itself, beside the controller's counters."""
         return GatewayCounters(
             gateway=self.name,
+            ready=self.link.ready,
             received=self._received,
             outcomes=dict(self._outcomes),
             invalid=dict(self._invalid_by_model),

@@ -162,6 +162,7 @@ class TensorSource:
         self._linked_s = 0.0  # when it was connected
         self._pause_s = 0.0  # before the next attempt to connect
         self._watch: asyncio.TimerHandle | None = None
+        self._asked_s = 0.0  # when the first of the transfers under way began: silence before is none
         self._transfers: dict[int, Transfer] = {}  # all and only those that have not ended
 
     def begin(self, number: int, transfer: Transfer) -> None:
@@ -240,6 +241,8 @@ class TensorSource:
             self._end(number, TransferKind.LOST)
 
     def _send(self, link: TensorLink, number: int, transfer: Transfer) -> None:
+        if len(self._transfers) == 1:
+            self._asked_s = self._loop.time()
         if transfer.writes:
             link.send(
                 TransferHead(TransferKind.WRITE, 0, number, transfer.epoch, room_bytes(transfer.targets))
@@ -264,7 +267,7 @@ class TensorSource:
         link = self._link
         if link is None or not self._transfers:
             return
-        silent_s = self._loop.time() - link.heard_s
+        silent_s = self._loop.time() - max(link.heard_s, self._asked_s)
         if silent_s >= self._silence_s:
             link.abort(f"silent for {silent_s:.1f} s")
         else:

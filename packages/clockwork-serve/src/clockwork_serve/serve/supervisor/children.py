@@ -42,7 +42,7 @@ class ChildrenEnded(ClockworkError):
 
 
 def run_until_stopped(launches: Callable[[Path], Sequence[Launch]], drain_s: float) -> int:
-    """Run processes until SIGTERM or SIGINT; returns the exit status. For the main thread.
+    """Run processes until SIGTERM, SIGINT or SIGHUP; returns the exit status. For the main thread.
 
     ``launches`` is called with a private folder. ``drain_s`` is how long each process has to stop; a second
     signal kills all at once. Raises :class:`ChildrenEnded` if one keeps failing, or the server refuses it.

@@ -387,19 +387,22 @@ class Server:
 
 
 # ------------------------------------------------------------
-# Stopping a process in the foreground: the first SIGTERM or SIGINT requests a graceful stop, the second one
-# forces it.
+# Stopping a process in the foreground: the first SIGTERM, SIGINT or SIGHUP requests a graceful stop, the
+# second one forces it.
 
 
 class Stopping:
-    """Handles both signals from its creation on. For the running loop, which must be the main thread's."""
+    """Handles these signals from its creation on. For the running loop, which must be the main thread's."""
 
     def __init__(self) -> None:
         self.requested = asyncio.Event()
         self.forced = asyncio.Event()
         self.signal = signal.SIGTERM  # the last signal
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup: it outlives its terminal
+            numbers.append(signal.SIGHUP)
+        for number in numbers:
             loop.add_signal_handler(number, self._on_signal, number)
 
     @property
@@ -527,7 +530,7 @@ def run(
     on_ready: Callable[[Server], None] = lambda server: None, on_line: Callable[[str], None] | None = None,
     timeout_s: float = 600.0,
 ) -> int:  # fmt: skip
-    """Serve until SIGTERM or SIGINT; returns the exit status. For the main thread.
+    """Serve until SIGTERM, SIGINT or SIGHUP; returns the exit status. For the main thread.
 
     The first signal drains and stops, a second one stops at once. A controller by itself is ready once it
     has started, for it may stand by. Raises :class:`ClockworkError` if the server cannot start, or that keeps
