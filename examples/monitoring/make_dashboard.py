@@ -118,7 +118,7 @@ NOW: Final = (
         f"sum({rate('requests_total', SERVER + GOOD)})",
     ),
     number(
-        "Late", "short", "Executed, but finished or given to the client after the deadline. It should be 0.",
+        "Late", "short", "Sent to a device, and not answered by the deadline. It should be 0.",
         f"increase({value('requests_late_total')}[$__range])", (1, "red"),
     ),
     number("Waiting", "short", "Requests that wait for a device.", value("requests_queued")),

@@ -54,6 +54,7 @@ class Faulty:
         self.bad_disk: Exception | None = None
         self.slow_s = 0.0  # what it takes to create the next file
         self.fails: Exception | None = None
+        self.tries = 0
         self.goes_on = threading.Event()
         self.goes_on.set()
 
@@ -91,6 +92,9 @@ class Faulty:
 
     def _may_fail(self) -> None:
         self.goes_on.wait(PATIENCE_S)
+        if isinstance(self.fails, OSError):
+            self.tries += 1
+            raise OSError(self.fails.errno, self.fails.strerror, f"temporary-{self.tries}")
         if self.fails is not None:
             raise self.fails
 

@@ -81,6 +81,19 @@ async def test_a_short_cut_is_not_reported_and_a_long_one_is_and_ends_what_waits
             assert await told(worker) == YES
 
 
+async def test_a_cut_is_found_though_nothing_is_asked_for(tmp_path: Path) -> None:
+    async with ends(tmp_path, silence_s=0.5) as (gateway, worker):
+        with proxy(gateway.port) as between:
+            there = f"127.0.0.1:{between.port}"
+            gateway.slots.server = there
+            worker.tensors.offered(offer(there))
+            assert await told(worker) == YES
+            between.cut()
+            assert not (await told(worker)).ok
+            between.heal()
+            assert await told(worker) == YES
+
+
 async def test_a_gateway_of_the_worker_s_own_host_needs_no_trial(tmp_path: Path) -> None:
     async with ends(tmp_path, server="") as (_, worker):
         worker.tensors.offered(offer(":7001"))

@@ -34,7 +34,7 @@ class Reason(enum.StrEnum):
     DEVICE_FAULT = "device_fault"
     WORKER_LOST = "worker_lost"
     QUARANTINED = "quarantined"  # the model is in quarantine: it took devices down
-    LATE = "late"  # it was executed, but finished after the deadline
+    LATE = "late"  # a device had it, and had not answered by the deadline
     PROMISE_BROKEN = "promise_broken"
     """It was promised in time, and cannot be any more: :class:`Cause` says why."""
 

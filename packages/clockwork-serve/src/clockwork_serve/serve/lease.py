@@ -547,11 +547,11 @@ class StoreLease:
         return max(map(int, found), default=0)
 
     def _complain(self, error: BaseException) -> None:
-        """Log an error, unless it was the last one, too."""
-        said = described(error)
-        if said != self._said:
-            self._said = said
-            _log.warning("lease: the store fails: %s", said)
+        """Log an error, unless it was the last one, too: the name of a temporary file is another each time."""
+        kind = f"{error.errno}" if isinstance(error, OSError) and error.errno else described(error)
+        if kind != self._said:
+            self._said = kind
+            _log.warning("lease: the store fails: %s", described(error))
 
 
 def _not_written(error: Exception) -> ConfigError:

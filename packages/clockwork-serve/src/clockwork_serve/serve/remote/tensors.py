@@ -157,6 +157,8 @@ class TensorSource:
         self._connecting: asyncio.Task[None] | None = None
         self.why = ""
         self._report: Callable[[str], None] | None = None  # set while the connection is watched
+        self._said = False  # that it has answered on this connection
+        self._next_probe: asyncio.TimerHandle | None = None
         self._reached = False  # it has answered on some connection
         self._silent_since_s = self._loop.time()  # when the last of these was lost; inf while it answers
         self._linked_s = 0.0  # when it was connected
@@ -176,6 +178,7 @@ class TensorSource:
     def watch(self, report: Callable[[str], None]) -> None:
         """Keep a connection, and report ``why`` it is of no use: "" as soon as the gateway has answered."""
         self._report = report
+        self._said = False
         if self.why:
             report(self.why)
         self._probe()
@@ -183,6 +186,7 @@ class TensorSource:
     def unwatch(self) -> None:
         """End that."""
         self._report = None
+        self._cancel_probe()
         self.drop(_PROBE)
 
     def drop(self, number: int) -> None:
@@ -193,6 +197,7 @@ class TensorSource:
     def close(self) -> None:
         """Close the connection."""
         self._transfers.clear()
+        self._cancel_probe()
         if self._connecting is not None:
             self._connecting.cancel()
         if self._watch is not None:
@@ -220,12 +225,25 @@ class TensorSource:
         self._unused(self)
 
     def _probe(self) -> None:
-        """Ask for inputs that no slot has: a gateway that can be asked says so."""
+        """Ask for inputs that no slot has: a gateway that can be asked says so.
+
+        It is asked again and again: a cut that began while nothing was asked would be seen by a request.
+        """
+        self._cancel_probe()
         self.begin(_PROBE, Transfer(NO_EPOCH, memoryview(b""), (), (), self._probed))
 
     def _probed(self, number: int, how: TransferKind) -> None:
-        if how is not TransferKind.LOST and self._report is not None:
+        if how is TransferKind.LOST or self._report is None:
+            return
+        if not self._said:
+            self._said = True
             self._report("")
+        self._next_probe = self._loop.call_later(self._silence_s, self._probe)
+
+    def _cancel_probe(self) -> None:
+        if self._next_probe is not None:
+            self._next_probe.cancel()
+            self._next_probe = None
 
     def _failed(self, why: str) -> None:
         """Nothing comes from there: say so, and end all transfers, once that is no short cut."""
@@ -302,7 +320,7 @@ class TensorSource:
         """Connect again, if there is anything to do."""
         if link is not self._link:
             return  # it never served
-        self._link = None
+        self._link, self._said = None, False
         now_s = self._loop.time()
         if now_s - self._linked_s >= RECONNECT_S_MAX:
             self._pause_s = 0.0
