@@ -174,6 +174,26 @@ def test_an_unbatched_code_takes_one_call_as_it_is(device, tmp_path):
             device.infer(lifted.infer(code, [1, 1]), [call, call])
 
 
+@pytest.mark.parametrize("width", [3, -1])
+def test_an_output_that_is_an_input_has_its_own_request_s_values(device, tmp_path, width):
+    nodes = [helper.make_node("Neg", ["x"], ["y"])]
+    dims = ["b", width if width > 0 else "d"]
+    lifted.lift(
+        lifted.model(nodes, {"x": dims}, {"x": dims, "y": dims}, []), tmp_path / "code", optimise=False
+    )
+    outputs = [spec("x", width), spec("y", width)]
+    code = lifted.code_of(tmp_path / "code", [spec("x", width)], outputs, batch_sizes=(1, 2))
+    device.prepare(code)
+    device.load(lifted.load(code, lifted.weights_file(tmp_path / "none", b"")))
+    for rows in ([1], [2], [1, 1]):
+        xs = [numbers(count, abs(width), seed=place) for place, count in enumerate(rows)]
+        calls = [lifted.call({"x": x}) for x in xs]
+        device.infer(lifted.infer(code, rows), calls)
+        for x, call in zip(xs, calls, strict=True):
+            assert (lifted.output(call, "x") == x).all()
+            assert (lifted.output(call, "y") == -x).all()
+
+
 KINDS = [
     (TensorProto.INT64, "INT64", np.int64), (TensorProto.INT8, "INT8", np.int8),
     (TensorProto.UINT8, "UINT8", np.uint8),

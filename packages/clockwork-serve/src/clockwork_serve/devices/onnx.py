@@ -99,6 +99,9 @@ class BorrowedMemory:
 def fits_area(code: Code, batch: int, scratch: Scratch) -> bool:
     """Whether a code can use the fast path: every size known, nothing optional, and room in the I/O area."""
     specs = (*code.inputs, *code.outputs)
+    # ONNX Runtime leaves the memory of an output that is an input as it is: with an answer of another request.
+    if {spec.name for spec in code.inputs} & {spec.name for spec in code.outputs}:
+        return False
     if not all(is_static(spec) and not spec.optional for spec in specs):
         return False
     return scratch.claim(sum(align((spec.row_bytes or 0) * batch) for spec in specs))
