@@ -291,6 +291,21 @@ def hidden():
     return of_rows(nodes, weights={"no": np.array([False])})
 
 
+def test_each_copy_of_what_is_only_declared_is_tried_for_its_weights_may_mix_its_rows(shop):
+    h = onnx.helper
+    nodes = [
+        h.make_node("ReduceMax", ["x"], ["m"], axes=[0]),
+        h.make_node("Greater", ["m", "t"], ["above"]),
+        h.make_node("Where", ["above", "m", "x"], ["y"]),
+    ]
+    for name, threshold in (("a", 1e30), ("b", -1e30), ("c", 1e29)):
+        weights = {"t": np.full(16, threshold, np.float32)}
+        shop.add(name, of_rows(nodes, (16,), weights), toml="max_batch_size = 4")
+    served, _ = shop.compile()
+    assert [served[f"{name}/1"].model.max_batch_size for name in "abc"] == [4, 0, 4]
+    assert served["a/1"].code == served["c/1"].code
+
+
 @pytest.mark.parametrize("settings", [{"toml": "max_batch_size = 4"}, {"pbtxt": "max_batch_size: 4"}])
 def test_what_is_declared_is_batched_if_no_trial_shows_rows_that_mix(shop, settings):
     assert shop.served("n", hidden()).model.max_batch_size == 0

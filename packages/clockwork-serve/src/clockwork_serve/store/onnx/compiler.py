@@ -260,9 +260,12 @@ class OnnxCompiler:
 
     def _compiled(self, source: ModelSource, settings: ModelSettings) -> Compiled:
         found, lowered = self._lowered(source, settings)
+        # What the rule says holds for all weights. A declaration does not: each such copy is tried by itself.
+        declared_only = bool(settings.max_batch_size) and self._objection(source.data, lowered.plan)
         key = digest_of(
-            lowered.lifted.digest, msgspec.json.encode(lowered.plan), settings.compile_key(self._config)
-        )
+            lowered.lifted.digest, msgspec.json.encode(lowered.plan), settings.compile_key(self._config),
+            source.content if declared_only else "",
+        )  # fmt: skip
         known = self._cache.record("architectures", key, OnnxArchitecture)
         if known is None:
             with self._cache.lock(key, inner=True):  # further copies wait for the first
@@ -325,8 +328,11 @@ class OnnxCompiler:
         """Whether the model is batched: by its configuration or by the rule, as far as trials agree."""
         if not plan.max_batch_size:
             return BatchingVerdict()
-        why = "" if asked else objection(parse_model(data), plan.interface)
+        why = "" if asked else self._objection(data, plan)
         return batching_verdict(lowered.session, plan.interface, trial, asked=asked, objection=why)
+
+    def _objection(self, data: memoryview, plan: GraphPlan) -> str:
+        return objection(parse_model(data), plan.interface) if plan.max_batch_size else ""
 
     def _stored(self, proved: Proved, settings: ModelSettings, trial: Trial | str) -> Compiled:
         """Store code and weights; lifted if that gives the same results."""
