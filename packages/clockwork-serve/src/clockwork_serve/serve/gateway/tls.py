@@ -104,7 +104,10 @@ class Watched(Generic[Content]):
         except ConfigError as error:
             if str(error) != self._logged_error:
                 self._logged_error = str(error)
-                _log.error("%s; its previous content stays in force", error)
+                _log.error(
+                    "%s; what it held before stays in force, but no gateway can start until it is mended",
+                    error,
+                )
             return False
         self._stamp = stamp
         self._logged_error = ""
