@@ -99,7 +99,7 @@ class BorrowedMemory:
 def fits_area(code: Code, batch: int, scratch: Scratch) -> bool:
     """Whether a code can use the fast path: every size known, nothing optional, and room in the I/O area."""
     specs = (*code.inputs, *code.outputs)
-    # ONNX Runtime leaves the memory of an output that is an input as it is: with an answer of another request.
+    # ONNX Runtime leaves the memory of an output that is an input as it is: with another request's answer.
     if {spec.name for spec in code.inputs} & {spec.name for spec in code.outputs}:
         return False
     if not all(is_static(spec) and not spec.optional for spec in specs):

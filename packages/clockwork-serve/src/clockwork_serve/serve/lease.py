@@ -547,7 +547,7 @@ class StoreLease:
         return max(map(int, found), default=0)
 
     def _complain(self, error: BaseException) -> None:
-        """Log an error, unless it was the last one, too: the name of a temporary file is another each time."""
+        """Log an error, unless it was the last one, too; temporary files have another name each time."""
         kind = f"{error.errno}" if isinstance(error, OSError) and error.errno else described(error)
         if kind != self._said:
             self._said = kind

@@ -70,7 +70,8 @@ def _requests(counters: Counters, *, ready: bool) -> Iterator[Family]:
     yield "requests_total", "counter", "Requests by how they ended, and why.", _ends(counters.outcomes)
     for name, kind, text, value in (
         ("requests_received_total", "counter", "Requests that reached the controller.", counters.received),
-        ("requests_late_total", "counter", "Sent to a device, and not answered by the deadline.", counters.late),
+        ("requests_late_total", "counter", "Sent to a device, and not answered by the deadline.",
+         counters.late),
         ("requests_open", "gauge", "Requests without an answer.", counters.open),
         ("requests_queued", "gauge", "Open requests in no INFER.", counters.queued),
         ("answers_unmatched_total", "counter", "Answers to no open request: 0.", counters.unmatched),
