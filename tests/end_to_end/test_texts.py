@@ -183,8 +183,8 @@ def test_each_bad_model_is_named_and_the_rest_is_served(serving: Serving) -> Non
     named = {entry["name"]: entry["reason"] for entry in index if entry["state"] == "UNAVAILABLE"}
     assert ready == {"m", "raises", "loads", "neighbour"}
     assert set(named) == {
-        "imported", "unloadable", "exits", "ends", "interrupts", "source", "settings", "pbtxt", r"no\udcfftext\n",
-        "circle", "pipe", "folder", "empty", "nothing", "bytes",
+        "imported", "unloadable", "exits", "ends", "interrupts", "source", "settings", "pbtxt",
+        r"no\udcfftext\n", "circle", "pipe", "folder", "empty", "nothing", "bytes",
     }  # fmt: skip
     assert all(reason.startswith(f"model '{name}'") for name, reason in named.items())
     assert r"ValueError: no \ud800" in named["imported"]
