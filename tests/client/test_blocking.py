@@ -190,6 +190,7 @@ def test_each_outcome_is_an_exception(gateway, client, outcome, reason, kind, st
         ("ident", {"X": X.astype(np.float64)}, "input 'X'", 400),
         ("ident", {"X": np.zeros((1, 3), np.float32)}, "input 'X'", 400),
         ("pair", {"A": np.zeros((1, 16), np.int32)}, "input 'B'", 400),
+        ("ident", {}, "input 'X'", 400),
     ],
 )
 def test_what_does_not_fit_is_named_by_the_server(client, model, inputs, field, status):
@@ -223,7 +224,7 @@ def test_a_model_that_changed_is_asked_the_second_time(gateway, client):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"inputs": {}}, {"inputs": X}, {"parameters": {"slo_ms": 5}}, {"parameters": {"a": [1]}},
+        {"inputs": X}, {"parameters": {"slo_ms": 5}}, {"parameters": {"a": [1]}},
         {"version": "one"}, {"version": 1}, {"model": ""}, {"outputs": "Y"}, {"slo_ms": 0}, {"retries": -1},
         {"slo_ms": "5"}, {"retries": "x"}, {"timeout_s": "1"}, {"parameters": {None: 1}},
     ],

@@ -372,7 +372,8 @@ def test_free_dimensions_are_served_with_a_warning(shop):
     assert served.code.outputs[0].shape == (2, -1, -1)
     assert served.code.outputs_open
     assert served.model.output_bytes >= 64 * KIB
-    assert any("leaves dimensions open [3, -1, -1]" in warning for warning in served.model.warnings)
+    (warning,) = (each for each in served.model.warnings if "leaves dimensions open [3, -1, -1]" in each)
+    assert warning.endswith("declare dims to fix them")
     x = rows(2, 3, 5, 7)
     assert difference(shop.run(served, {"x": x}), graphs.answers(model, {"x": x})) <= 1e-5
 
@@ -387,6 +388,20 @@ def test_declared_dims_are_compiled_in(shop):
     assert served.model.warnings == ()
     dims = onnx.load(f"{served.code.path}/model.onnx").graph.input[0].type.tensor_type.shape.dim
     assert [dim.dim_value for dim in dims[1:]] == [3, 6, 10]
+
+
+def test_the_advice_to_declare_dims_of_a_model_that_is_not_batched_can_be_followed(shop):
+    nodes = [onnx.helper.make_node("CumSum", ["x", "axis"], ["y"])]
+    shapes = [("x", onnx.TensorProto.FLOAT, ["N", "M"])], [("y", onnx.TensorProto.FLOAT, ["N", "M"])]
+    mixing = graphs.model(nodes, *shapes, {"axis": np.array(0)})
+    assert any(
+        "declare dims to fix them, and max_batch_size = 0" in w
+        for w in shop.served("a", mixing).model.warnings
+    )
+    advised = shop.served("b", mixing, toml='max_batch_size = 0\ninputs = [{name = "x", dims = [3, 4]}]')
+    assert (advised.code.inputs[0].shape, advised.model.warnings) == ((3, 4), ())
+    shop.add("c", mixing, toml='inputs = [{name = "x", dims = [3, 4]}]')
+    assert "without the batch axis; with max_batch_size = 0 the full shape" in shop.compile()[1][0].expected
 
 
 def test_dims_are_full_shapes_if_max_batch_size_is_zero(shop):

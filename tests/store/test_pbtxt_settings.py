@@ -99,7 +99,7 @@ def test_version_policies(text, policy):
         ("input { dims: 3 }", "config.pbtxt input[0].name", "nothing"),
         ('input { name: "x" format: FORMAT_CHW }', "config.pbtxt input[0].format", "FORMAT_CHW"),
         ("parameters { name: 'x' }", "config.pbtxt line 1 parameters.name", "name"),
-        ("parameters { key: 'x' value: 'y' }", "config.pbtxt line 1 value", "y"),
+        ("parameters { key: 'x' value: 'y' }", "config.pbtxt line 1 value", "the string 'y'"),
         ("metric_tags { key: 'x' value: 3 }", "config.pbtxt line 1 value", "3"),
         ("max_batch_size: -1", "config.pbtxt max_batch_size", "-1"),
         ("version_policy { newest {} }", "config.pbtxt version_policy", "['newest']"),

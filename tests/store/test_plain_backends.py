@@ -118,6 +118,7 @@ def test_equal_classes_in_two_folders_are_two_codes(shop):
         ("class Other: ...", "model.py", "none at the top level"),
         ("class Model:\n    def load(self, path): ...", "model.py class Model", "no infer, unload"),
         ("\0", "model.py", "null bytes"),
+        ("class TritonPythonModel: ...", "model.py", "Triton's class TritonPythonModel"),
     ],
 )
 def test_a_file_without_the_class_is_refused(shop, source, field, found):

@@ -109,8 +109,38 @@ def test_each_bad_model_is_one_problem_and_the_rest_is_served(shop):
 
 
 @pytest.mark.parametrize(
+    ("file", "content", "found", "advice"),
+    [
+        (
+            "model.onnx",
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "a pointer of Git LFS",
+            "git lfs pull",
+        ),
+        ("model.onnx", b"\n<!DOCTYPE html><html>", "a web page (HTML)", "download the file again"),
+        ("model.pkl", b"\x80\x04", "model.pkl (a pickle)", "write a model.py that loads it"),
+        ("notes.txt", b"", "notes.txt", "put the model file at m/1/model.onnx"),
+    ],
+)
+def test_what_lies_in_place_of_a_model_is_called_by_its_name(shop, file, content, found, advice):
+    shop.add("m", None).joinpath(file).write_bytes(content)
+    _, [problem] = shop.compile()
+    assert problem.found == found
+    assert advice in problem.advice
+
+
+def test_a_file_of_a_future_onnx_version_is_said_to_be_one(shop):
+    model = graphs.mlp()
+    model.ir_version = 99
+    shop.add("m", model)
+    _, [problem] = shop.compile()
+    assert "IR version: 99, max supported" in problem.found
+
+
+@pytest.mark.parametrize(
     ("where", "found", "advice"),
     [
+        ("m/0/model.onnx", "m/0/model.onnx", "move it to m/1/model.onnx"),
         ("m/model.onnx", "m/model.onnx", "move it to m/1/model.onnx"),
         ("m/net.onnx", "m/net.onnx", "move it to m/1/model.onnx"),
         ("m/one/model.onnx", "m/one/model.onnx", "move it to m/1/model.onnx"),

@@ -104,3 +104,11 @@ def test_mistakes_are_named(text, field, advice):
         read_toml(text)
     assert caught.value.problem.field == field
     assert advice in caught.value.problem.advice
+
+
+@pytest.mark.parametrize(
+    "line", ['slo_ms = "50"', 'max_batch_size = "50"', 'inputs = "50"', 'version_policy = "50"']
+)
+def test_a_string_is_quoted_as_it_was_found(line: str) -> None:
+    with pytest.raises(ProblemError, match="found the string '50'"):
+        read_toml(line)

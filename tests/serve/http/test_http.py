@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import mmap
+import socket
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -363,7 +364,7 @@ def test_not_ready_is_503(tmp_path: Path) -> None:
     [
         ("/v2/models/nope/infer", IDENT_JSON, (), 404, "unknown model: 'nope' is not found"),
         ("/v2/models/ident/versions/9/infer", IDENT_JSON, (), 404, "'ident' version 9 is not found"),
-        ("/v2/models/ident/versions/abc/infer", IDENT_JSON, (), 404, "Not Found"),
+        ("/v2/models/ident/versions/abc/infer", IDENT_JSON, (), 404, "no such path: '/v2/models/ident/ver"),
         (INFER, b'{"inputs":[', (), 400, "failed to parse the request JSON buffer"),
         (INFER, b"", (), 400, "failed to parse the request JSON buffer"),
         (INFER, b"[" * 60_000, (), 400, "JSON"),
@@ -384,7 +385,8 @@ def test_not_ready_is_503(tmp_path: Path) -> None:
         ("/v2/systemsharedmemory/region/r/register", b"{}", (), 501, "with --shared-memory PREFIX"),
         ("/v2/cudasharedmemory/region/r/register", b"{}", (), 501, "CUDA shared memory is not supported"),
         ("/v2/models/ident/generate", b"{}", (), 501, "generate"),
-        ("/v2/nope", b"", (), 404, "Not Found"),
+        ("/v2/nope?x", b"", (), 404, "no such path: '/v2/nope'; the protocol is under /v2, "),
+        ("/%0a" + "x" * 3000, b"", (), 404, "xxx...'; the protocol"),
         ("/v2/logging", b"{", (), 400, "expected a JSON object"),
         ("/v2/health/live", b"{}", (), 405, "Method Not Allowed"),
     ],
@@ -398,6 +400,24 @@ def test_invalid_requests_get_an_explanation(
     assert found.headers["content-type"] == "application/json"
     assert gateway.controller.requests == []
     assert ask(gateway, post("/v2/models/ident/infer", IDENT_JSON)).status == 200
+
+
+def test_what_is_asked_at_the_metrics_port_by_mistake_is_shown_to_the_right_one(
+    gateway: RunningGateway,
+) -> None:
+    address = "127.0.0.1", gateway.servers.port_by_name["metrics_port"]
+    with socket.create_connection(address, timeout=60) as client:
+        client.sendall(post(INFER, IDENT_JSON))
+        found = b"".join(iter(lambda: client.recv(65536), b""))
+    assert found.startswith(b"HTTP/1.1 404 ")
+    assert b"no such path: '/v2/models/ident/infer'; this port has /metrics" in found
+    assert b"the protocol is on the HTTP port" in found
+
+
+def test_a_header_twice_is_refused_before_it_is_a_request(gateway: RunningGateway) -> None:
+    found = ask(gateway, post(INFER, IDENT_JSON, "x-slo-ms: 50", "x-slo-ms: 60"))
+    message = "header x-slo-ms: expected it once, found it more often"
+    assert (found.status, found.json) == (400, {"error": message})
 
 
 def test_methods_matter(gateway: RunningGateway) -> None:

@@ -179,6 +179,13 @@ def test_a_class_that_cannot_be_imported_is_a_problem(tmp_path: Path, first: str
     assert (profiled.profiles, shelf.profiles) == ((), {})
 
 
+def test_a_class_whose_load_raises_is_a_problem(tmp_path: Path) -> None:
+    raising = echoing().replace("        pass", "        raise OSError('no weights')", 1)
+    profiled = profile_all(python_model(tmp_path, "bad", raising), [CPU], Shelf())
+    (problem,) = profiled.problems
+    assert "that can be imported and loaded, found model bad/1: load: OSError: no weights" in str(problem)
+
+
 def test_an_endless_import_is_a_problem_however_much_it_writes(tmp_path: Path) -> None:
     endless = "import os\nwhile True: os.write(2, b'x' * 65536)\n"
     profiled = profile_all(python_model(tmp_path, "bad", echoing(endless)), [CPU], Shelf(), limit_s=2.0)

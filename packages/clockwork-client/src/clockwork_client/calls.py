@@ -189,7 +189,7 @@ def infer(
     datatypes: Mapping[str, str] | None = None,
 ) -> ClientCall[Result]:
     """An inference request. Raises :class:`Invalid`."""
-    if not isinstance(inputs, Mapping) or not inputs:
+    if not isinstance(inputs, Mapping):
         raise Invalid(f"parameter 'inputs': expected arrays by name, found {inputs!r}")
     heads: list[dict[str, Any]] = []
     parts: list[Buffer] = [b""]

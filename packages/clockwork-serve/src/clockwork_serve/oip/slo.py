@@ -7,6 +7,7 @@ from typing import Final
 
 from clockwork_client.datatypes import SLO_MAX_MS, Parameter
 from clockwork_serve.errors import InvalidRequest
+from clockwork_serve.messages import LEAST_PRIORITY
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, NS_PER_US
 
 SLO_MAX_NS: Final = SLO_MAX_MS * NS_PER_MS
@@ -18,6 +19,10 @@ _GRPC_STEP_MAX_MS: Final = 10_000
 arrives as 1.5095 s). An answer in that time would come too late for its client."""
 
 PRIORITY_MAX: Final = 2**31 - 1
+_PRIORITIES: Final = (
+    f"a whole number from 0 to {PRIORITY_MAX} (1 is the most urgent, {LEAST_PRIORITY} and more the least, "
+    "0 the model's own)"
+)
 
 
 def requested_slo_ns(parameters: Mapping[str, Parameter]) -> int | None:
@@ -69,7 +74,7 @@ def priority_of(parameters: Mapping[str, Parameter], default: int) -> int:
     if priority is None:
         return default
     if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= PRIORITY_MAX:
-        raise _wrong_limit("parameter 'priority'", f"a whole number from 0 to {PRIORITY_MAX}", priority)
+        raise _wrong_limit("parameter 'priority'", _PRIORITIES, priority)
     return priority or default
 
 
@@ -83,7 +88,7 @@ def decide_ns_of(parameters: Mapping[str, Parameter]) -> int:
         return -1
     if decide_ms == 0 and not isinstance(decide_ms, bool | str):
         return 0
-    return _limit_ns("parameter 'decide_ms'", "milliseconds", decide_ms, NS_PER_MS)
+    return _limit_ns("parameter 'decide_ms'", "milliseconds", decide_ms, NS_PER_MS, least="from 0")
 
 
 def _remaining_ns(remaining_s: float) -> int:
@@ -100,8 +105,8 @@ def _header_ns(text: str) -> int:
     return _limit_ns("header 'x-slo-ms'", "milliseconds", value, NS_PER_MS)
 
 
-def _limit_ns(field: str, unit: str, value: Parameter, unit_ns: int) -> int:
-    expected = f"a number of {unit} above 0 and up to {SLO_MAX_NS // unit_ns} (24 h)"
+def _limit_ns(field: str, unit: str, value: Parameter, unit_ns: int, *, least: str = "above 0 and") -> int:
+    expected = f"a number of {unit} {least} up to {SLO_MAX_NS // unit_ns} (24 h)"
     # Compared before it is converted: a whole number may be larger than any float.
     if isinstance(value, bool | str) or not 0 < value <= SLO_MAX_NS:
         raise _wrong_limit(field, expected, value)

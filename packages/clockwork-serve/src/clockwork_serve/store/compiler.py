@@ -129,9 +129,14 @@ def _check_class(source: bytes, name: str) -> None:
         raise problem(name, expected="Python", found=described(error), advice="correct the file") from None
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Model"]
     if not classes:
+        triton = any(
+            isinstance(node, ast.ClassDef) and node.name == "TritonPythonModel" for node in tree.body
+        )
         raise problem(
-            name, expected="a class Model", found="none at the top level",
-            advice=f"define class Model with the methods {', '.join(_METHODS)}",
+            name, expected="a class Model",
+            found="Triton's class TritonPythonModel" if triton else "none at the top level",
+            advice=f"define class Model with the methods {', '.join(_METHODS)}"
+            + (": docs/use/from-triton.md says what becomes which" if triton else ""),
         )  # fmt: skip
     methods = {node.name for node in classes[-1].body if isinstance(node, ast.FunctionDef)}
     missing = [method for method in _METHODS if method not in methods]

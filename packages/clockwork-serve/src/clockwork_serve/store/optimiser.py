@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ LARGEST_MODEL = (1 << 31) - 1  # bytes that one protobuf message may have
 
 _SLOWER = ["SkipLayerNormFusion"]
 """Fusions that are slower on the CPU than the operators they replace (231 us, not 53, for 128 x 384)."""
+_PLACE = re.compile(r"/\S+\.(?:cc|h):\d+ .*?\) (?=[A-Z])")  # file, line and signature
 _SILENT = 4  # only fatal messages: what fails is reported by us, in words an operator can use
 
 
@@ -107,7 +109,9 @@ def _open(model: bytes, options: Any, *, disabled: Sequence[str] = ()) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """What the runtime says, without the place in its source code, which would fill the message."""
+    lines = str(error).strip().splitlines()
+    return _PLACE.sub("", lines[0]) if lines else type(error).__name__
 
 
 @contextlib.contextmanager

@@ -10,7 +10,14 @@ from typing import Any, Final, TypeVar, cast
 from google.protobuf.text_format import ParseError, ParseFloat, ParseInteger, Tokenizer
 
 from clockwork_serve.errors import did_you_mean
-from clockwork_serve.store.settings import ModelSettings, TensorSettings, VersionPolicy, datatype_of, problem
+from clockwork_serve.store.settings import (
+    ModelSettings,
+    TensorSettings,
+    VersionPolicy,
+    datatype_of,
+    problem,
+    quoted,
+)
 
 # ------------------------------------------------------------
 # Protobuf's text format without a schema: protobuf's own tokens, with the line of each field.
@@ -260,7 +267,10 @@ def _max_batch_size(config: PbtxtMessage) -> int | None:
     value = values[-1]
     if not isinstance(value, int) or value < 0:
         raise problem(
-            f"{FILE_NAME} max_batch_size", expected="a whole number >= 0", found=value, advice="correct it"
+            f"{FILE_NAME} max_batch_size",
+            expected="a whole number >= 0",
+            found=quoted(value),
+            advice="correct it",
         )
     return value
 
@@ -377,7 +387,7 @@ def _blocks(block: PbtxtMessage, key: str) -> list[PbtxtMessage]:
     values = block.fields.get(key, [])
     if not all(isinstance(value, PbtxtMessage) for value in values):
         raise problem(
-            f"{FILE_NAME} line {block.lines[key]} {key}", expected="a block { ... }", found=values[0],
+            f"{FILE_NAME} line {block.lines[key]} {key}", expected="a block { ... }", found=quoted(values[0]),
             advice="correct it",
         )  # fmt: skip
     return cast("list[PbtxtMessage]", values)

@@ -46,6 +46,9 @@ _FOREIGN_FILES = {
 }  # fmt: skip
 
 
+_PICKLES = frozenset({".pkl", ".pickle", ".joblib"})
+
+
 class Entry(Struct, frozen=True, kw_only=True):
     """One model of a repository.
 
@@ -187,7 +190,7 @@ class Repository:
 
 def _no_version(folder: Path, name: str, file: str) -> ProblemError:
     """A model's folder has no version: names the model file that lies elsewhere in it, and its place."""
-    expected = "a folder whose name is a number, with the model file in it"
+    expected = "a folder whose name is a number above 0, with the model file in it"
     for path, _, names in _walk(folder):
         for found in sorted(names):
             if not _is_model(found):
@@ -269,16 +272,35 @@ def model_file(entry: Entry, version: int) -> Path:
     if not path.exists():
         others = sorted(item.name for item in folder.iterdir())
         foreign = [f"{other} ({_FOREIGN_FILES[other]})" for other in others if other in _FOREIGN_FILES]
-        raise problem(
-            "file", expected=name, found=", ".join(foreign or others[:5]) or "an empty folder",
-            advice="export the model to ONNX, or with torch.export" if foreign
-            else f"put it at {entry.name}/{version}/{name}",
-        )  # fmt: skip
+        pickles = [f"{other} (a pickle)" for other in others if Path(other).suffix in _PICKLES]
+        advice = f"put the model file at {entry.name}/{version}/{name}"
+        if foreign:
+            advice = "export the model to ONNX, or with torch.export"
+        elif pickles:
+            advice = (
+                "export the model to ONNX, or write a model.py that loads it: docs/use/model-repository.md"
+            )
+        found = ", ".join(foreign or pickles or others[:5]) or "an empty folder"
+        raise problem("file", expected=name, found=found, advice=advice)
     real = inside(Path(entry.root), path)
     if not real.is_file():
         what = "a folder" if real.is_dir() else "a pipe, a socket or a device"
         raise problem("file", expected=f"a file {name}", found=what, advice="put the model file there")
+    _check_fetched(real)
     return real
+
+
+def _check_fetched(file: Path) -> None:
+    """Raise ``ProblemError`` if there is something else in place of a file that was to be fetched."""
+    with file.open("rb") as opened:
+        start = opened.read(200)
+    if start.startswith(b"version https://git-lfs"):
+        found, advice = "a pointer of Git LFS", "fetch the file itself: git lfs pull"
+    elif start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        found, advice = "a web page (HTML)", "download the file again, from the address of the file itself"
+    else:
+        return
+    raise problem(file.name, expected="a model", found=found, advice=advice)
 
 
 def is_model_file(root: str | os.PathLike[str]) -> bool:

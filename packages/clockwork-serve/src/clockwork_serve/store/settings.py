@@ -212,7 +212,7 @@ class Table:
 
     def __init__(self, values: object, where: str, known: tuple[str, ...]) -> None:
         if not isinstance(values, dict):
-            raise problem(where, expected="a table", found=values, advice=f"keys: {', '.join(known)}")
+            raise problem(where, expected="a table", found=quoted(values), advice=f"keys: {', '.join(known)}")
         self._values: dict[str, Any] = values
         self._where = where
         for key in values:
@@ -235,7 +235,9 @@ class Table:
         if value is None and needed:
             raise problem(self.path(key), expected=expected, found="nothing", advice="add it")
         if value is not None and not good(value):
-            raise problem(self.path(key), expected=expected, found=value, advice=f"correct {FILE_NAME}")
+            raise problem(
+                self.path(key), expected=expected, found=quoted(value), advice=f"correct {FILE_NAME}"
+            )
         return value
 
     def integer(self, key: str, least: int, most: int = 1 << 62) -> int | None:
@@ -261,6 +263,11 @@ class Table:
         return self.checked(
             key, expected, lambda value: isinstance(value, str) and value != "", needed=needed
         )
+
+
+def quoted(value: object) -> object:
+    """A value as it stands in the file: a text in quotes, so that "50" does not look like a number."""
+    return f"the string {value!r}" if isinstance(value, str) else value
 
 
 def _is_number(value: object) -> bool:
@@ -306,7 +313,7 @@ def _tensors(value: object, key: str) -> tuple[TensorSettings, ...]:
         return ()
     if not isinstance(value, list):
         advice = f'write {key} = [{{name = "x", dims = [3, 224, 224], datatype = "FP32"}}]'
-        raise problem(f"{FILE_NAME} {key}", expected="a list of tables", found=value, advice=advice)
+        raise problem(f"{FILE_NAME} {key}", expected="a list of tables", found=quoted(value), advice=advice)
     tensors = tuple(_tensor(item, f"{key}[{index}]") for index, item in enumerate(value))
     names = [tensor.name for tensor in tensors]
     for name in names:
@@ -353,7 +360,7 @@ def _version_policy(value: object) -> VersionPolicy | None:
         latest = table.integer("latest", 1)
         if latest is not None:
             return VersionPolicy(latest=latest)
-    raise problem(where, expected="a version policy", found=value, advice=advice)
+    raise problem(where, expected="a version policy", found=quoted(value), advice=advice)
 
 
 def _labels(value: object) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
@@ -365,7 +372,7 @@ def _labels(value: object) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
     where = f"{FILE_NAME} labels"
     advice = 'write labels = {output = "labels.txt"} or {output = ["cat", "dog"]}'
     if not isinstance(value, dict):
-        raise problem(where, expected="a table", found=value, advice=advice)
+        raise problem(where, expected="a table", found=quoted(value), advice=advice)
     for output, item in value.items():
         if isinstance(item, str) and item:
             files[output] = item
@@ -383,7 +390,7 @@ def _emulated(value: object) -> EmulatedSettings:
     advice = "write infer_ms = {1 = 2.5, 2 = 4.1}, from batch size 1 upwards"
     where = table.path("infer_ms")
     if not isinstance(durations, dict) or "1" not in durations:
-        raise problem(where, expected="milliseconds by batch size", found=durations, advice=advice)
+        raise problem(where, expected="milliseconds by batch size", found=quoted(durations), advice=advice)
     steps = Table(durations, where, tuple(durations))
     infer_ns = {}
     for key in durations:

@@ -422,6 +422,8 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             if self.plain_head:
                 return  # and come back with that
         exchange = HttpExchange(self.pump, parser.get_method(), self._server.find_route(self.url))
+        if exchange.route is None:
+            exchange.target = bytes(self.url)
         exchange.keep_alive = parser.should_keep_alive()
         exchange.local, exchange.old = self._local, parser.get_http_version() == "1.0"
         self._current = exchange

@@ -75,6 +75,7 @@ class HttpExchange:
     encoding = b""
     accepted = b""
     pack: Callable[[HttpExchange, HttpResponse], None] | None = None  # what compresses its response
+    target = b""  # what was asked for, where it has no route
     header_length: bytes | None = None
     json_length: int | None = None  # the same, where it was parsed before
     slo_header: str | None = None

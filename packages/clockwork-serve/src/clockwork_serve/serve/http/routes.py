@@ -15,7 +15,7 @@ import httptools
 import msgspec
 from msgspec import Struct
 
-from clockwork_serve.errors import ClockworkError, InvalidRequest
+from clockwork_serve.errors import ClockworkError, InvalidRequest, printable
 from clockwork_serve.messages import Question, Reply
 from clockwork_serve.oip import (
     CUDA_SHARED_MEMORY,
@@ -318,8 +318,20 @@ def _find(url: bytes) -> Route | None:
 
 
 _TARGET: Final = re.compile(rb"[!-~]{1,2048}")  # what is passed on: nothing that could be the end of a line
+_SHOWN: Final = 100  # characters of a path in a message
 _PATH_MAX: Final = 4 * KIB  # more than any names need; decoding 30 KiB of percent signs takes milliseconds
 _remembered: Final = lru_cache(maxsize=4096)(_find)
+
+
+def no_such_path(url: bytes, *, metrics_port: bool = False) -> HttpResponse:
+    """The response to a request target that has no route on its port: what there is instead."""
+    path = printable(url.partition(b"?")[0].decode("latin-1"), _SHOWN)
+    there = "the protocol is under /v2, and GET /v2/openapi.json describes every path"
+    if metrics_port:
+        there = (
+            "this port has /metrics, /v2/health/live and /v2/health/ready; the protocol is on the HTTP port"
+        )
+    return error_response(404, f"no such path: '{path}'; {there}")
 
 
 def find_metrics_route(url: bytes) -> Route | None:

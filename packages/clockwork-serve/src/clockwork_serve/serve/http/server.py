@@ -36,7 +36,15 @@ from clockwork_serve.serve.http.exchange import HttpExchange, Outbox, byte_count
 from clockwork_serve.serve.http.reading import RoundRobin
 from clockwork_serve.serve.http.relay import PageRelay
 from clockwork_serve.serve.http.responses import HttpResponse, Packer, error_response
-from clockwork_serve.serve.http.routes import Endpoints, Route, answer, find_route, live_page, resolved
+from clockwork_serve.serve.http.routes import (
+    Endpoints,
+    Route,
+    answer,
+    find_route,
+    live_page,
+    no_such_path,
+    resolved,
+)
 from clockwork_serve.units import KIB, MIB
 
 # ------------------------------------------------------------
@@ -598,7 +606,7 @@ class HttpServer:
         route, method, size = exchange.route, exchange.method, len(exchange.content)
         much = json_excess(self._settings, exchange.json_bytes) if size > self._settings.max_json else ""
         if route is None:
-            exchange.respond(error_response(404, "Not Found"))
+            exchange.respond(no_such_path(exchange.target, metrics_port=self.find_route is not find_route))
         elif method != route.method and not route.takes(method):
             exchange.respond(error_response(405, "Method Not Allowed", b"Allow: %s\r\n" % route.method))
         elif much:

@@ -409,8 +409,8 @@ def resident_bytes() -> int:
 PREPARED: Final = b"prepared"  # the first line of output, once the device has prepared the code
 
 
-class ImportFailed(Struct, frozen=True, tag=True):
-    """The result instead of a ``MeasuredProfile``: the import of the model's own Python code raised."""
+class ClassFailed(Struct, frozen=True, tag=True):
+    """The result instead of a ``MeasuredProfile``: the model's own Python code raised at import or load."""
 
     why: str
 
@@ -470,7 +470,7 @@ def _run_child(config: ProfileConfig, stdout: int, stderr: int) -> NoReturn:
         os._exit(status)
 
 
-def _measured(config: ProfileConfig, on_prepared: Callable[[], None]) -> MeasuredProfile | ImportFailed:
+def _measured(config: ProfileConfig, on_prepared: Callable[[], None]) -> MeasuredProfile | ClassFailed:
     page_bytes = config.device.page_bytes
     device = build(
         msgspec.structs.replace(
@@ -487,9 +487,10 @@ def _measured(config: ProfileConfig, on_prepared: Callable[[], None]) -> Measure
     try:
         return profile(device, config.code, config.model, on_prepared=note_prepared)
     except ModelError as error:
-        if prepared:
+        # Once it is loaded, what it raises is noted as a refused input: this is its import, or its ``load``.
+        if prepared and config.code.backend != "python":
             raise
-        return ImportFailed(str(error))
+        return ClassFailed(str(error))
     finally:
         device.close()
 

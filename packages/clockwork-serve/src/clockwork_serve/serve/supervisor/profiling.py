@@ -27,7 +27,7 @@ from clockwork_serve.serve.supervisor.profile_process import (
     PREPARED,
     REFUSED_NS,
     WORKSPACE_MIN,
-    ImportFailed,
+    ClassFailed,
     MeasuredProfile,
     ProfileConfig,
 )
@@ -52,7 +52,7 @@ class Crashed(Exception):
 
 
 class Unprepared(Exception):
-    """The import of the model's own code raised, or did not end; the message says which."""
+    """The model's own code raised at import or load, or its import did not end; the message says which."""
 
 
 class Profiler:
@@ -146,7 +146,7 @@ class Profiler:
             self.warnings.append(f"model {each.model.key} does not run on {config.device}: {error}")
         except Unprepared as error:
             self._problems[key] = partial(
-                _problem, expected="a class that can be imported", found=shortened(str(error)),
+                _problem, expected="a class that can be imported and loaded", found=shortened(str(error)),
                 advice="correct it, and load the model again",
             )  # fmt: skip
         except Crashed as crash:
@@ -200,12 +200,12 @@ class ProfileProcesses:
             raise Crashed(describe_exit(ended.returncode))
         if ended.returncode == 0:
             try:
-                found: MeasuredProfile | ImportFailed = msgspec.json.decode(
-                    ended.stdout.splitlines()[-1], type=MeasuredProfile | ImportFailed
+                found: MeasuredProfile | ClassFailed = msgspec.json.decode(
+                    ended.stdout.splitlines()[-1], type=MeasuredProfile | ClassFailed
                 )
             except (msgspec.MsgspecError, ValueError, RecursionError):
                 raise Crashed("ended without a result: does the model end its process?") from None
-            if isinstance(found, ImportFailed):
+            if isinstance(found, ClassFailed):
                 raise Unprepared(found.why)
             return found
         said = [line for line in ended.stderr.decode(errors="replace").splitlines() if line.strip()]

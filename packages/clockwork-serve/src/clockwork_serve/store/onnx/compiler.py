@@ -391,6 +391,7 @@ def _seen_bytes(trial: Trial | None, outputs: Sequence[GraphTensor], by_values: 
 
 def _warnings(lifted: Lifted, obstacle: str, code: Code) -> list[str]:
     found = []
+    whole = "" if code.batched else ", and max_batch_size = 0, so that they are the full shape"
     if obstacle:
         found.append(
             f"weights are not lifted: {obstacle}; each LOAD opens the whole model anew, which is slow, "
@@ -404,13 +405,14 @@ def _warnings(lifted: Lifted, obstacle: str, code: Code) -> list[str]:
         )
     found += [
         f"output '{spec.name}' has a shape that depends on the values of the inputs {list(spec.shape)}: room "
-        "is reserved for it by estimate; declare its dims if they are always the same"
+        f"is reserved for it by estimate; declare its dims if they are always the same{whole}"
         for spec in code.outputs
         if -1 in spec.shape and spec.name in lifted.shaped_by_values
     ]
     found += [
         f"input '{spec.name}' leaves dimensions open {list(spec.shape)}: requests share a batch "
-        "only if their shapes are equal, and durations are predicted less well; declare dims to fix them"
+        "only if their shapes are equal, and durations are predicted less well; declare dims to fix "
+        f"them{whole}"
         for spec in code.inputs
         if -1 in spec.shape
     ]

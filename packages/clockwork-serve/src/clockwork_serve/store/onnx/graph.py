@@ -178,16 +178,17 @@ def _tensor(value: onnx.ValueInfoProto, role: str) -> GraphTensor:
 def batching_of(interface: Interface, settings: ModelSettings, config: StoreConfig) -> Batching:
     """Whether axis 0 can be a batch: free, and the same for every input and output."""
     asked = settings.max_batch_size
-    if asked == 0:
+    if asked == 0 or not (asked or interface.inputs):
         return Batching(0)
     obstacle = _obstacle(interface) or ("" if asked else _sequence(interface))
     if not obstacle:
         return bounded(asked, config)
     wish = f"max_batch_size {asked} was asked for, but " if asked else ""
+    remedy = "; to batch, export it with axis 0 of every input and output as a free batch dimension"
     return Batching(
         0,
-        f"{wish}{obstacle}: served with max_batch_size 0 (requests give full shapes), one request per run; "
-        "to batch, export it with axis 0 of every input and output as a free batch dimension",
+        f"{wish}{obstacle}: served with max_batch_size 0 (requests give full shapes), one request per run"
+        + (remedy if interface.inputs else ""),
     )
 
 
@@ -309,7 +310,11 @@ def _fitted(
         isinstance(own, str) or new in (own, *yielding) for own, new in zip(tensor.dims, full, strict=True)
     )
     if not fits:
-        note = " (without the batch axis, since max_batch_size > 0)" if batched else " (the full shape)"
+        note = (
+            " (without the batch axis; with max_batch_size = 0 the full shape)"
+            if batched
+            else " (the full shape)"
+        )
         raise problem(
             f"{where} dims", expected=f"{shown}{note}", found=list(stated.dims),
             advice="declare the dims that the model has; only those that are -1 in it may be chosen",
