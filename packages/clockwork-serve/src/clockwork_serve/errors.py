@@ -31,7 +31,7 @@ from clockwork_client.errors import ClockworkError, encodable
 __all__ = [
     "FORBIDDEN", "ClockworkError", "ConfigError", "DamageError", "DeviceError", "DeviceGone",
     "InvalidRequest", "ModelError", "RepositoryError", "TransportError", "described", "did_you_mean",
-    "encodable", "printable",
+    "encodable", "install_advice", "printable",
 ]  # fmt: skip
 
 TEXT_MAX: Final = 1000  # characters of foreign text in a message, which goes into logs, responses and headers
@@ -67,6 +67,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def _plain(word: str) -> str:
     return word.lower().replace("-", "_")
+
+
+def install_advice(distribution: str) -> str:
+    """Advice to install one of our distributions, such as ``clockwork-serve[torch]``: it is in a clone."""
+    return f"in a clone of Clockwork Serve's repository: pip install './packages/{distribution}'"
 
 
 def described(error: BaseException, most: int = TEXT_MAX) -> str:
