@@ -148,6 +148,10 @@ def test_alone_it_shows_its_help(cli: Cli) -> None:
             ["serve", "x", "--config", "/nowhere.toml"],
             "config (from /nowhere.toml): expected a readable file",
         ),
+        (["serve", "x", "--slo-ms"], "'--slo-ms' requires an argument. See clockwork serve --help"),
+        (["models", "list", "--url"], "'--url' requires an argument. See clockwork models list --help"),
+        (["serve", "x", "--slo-ms", "1e9"], "expected a number above 0 and up to 3600000, found '1e9'"),
+        (["serve", "x", "--device", "gpu"], "or emulated:PROFILE, found 'gpu'; "),
         (["models", "load"], "Missing argument 'MODEL'. See clockwork models load --help"),
     ],
 )

@@ -15,7 +15,7 @@ import click
 
 from clockwork_serve.cli.options import json_flag
 from clockwork_serve.cli.screen import say, show_json, show_table
-from clockwork_serve.errors import ClockworkError, ConfigError, printable, install_advice
+from clockwork_serve.errors import ClockworkError, ConfigError, install_advice, printable
 from clockwork_serve.units import counted
 
 SECTIONS: Final = ("use", "operate", "develop")  # folders of pages, in the order of the list

@@ -152,7 +152,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return MISUSED
     except click.UsageError as error:
         message = error.format_message()
-        command = error.ctx.command_path if error.ctx else "clockwork"
+        command = error.ctx.command_path if error.ctx else _named(arguments)
         return _failed(f"{message}{'' if message[-1:] in '.?' else '.'} See {command} --help", MISUSED)
     except click.ClickException as error:
         return _failed(error.format_message(), FAILED)
@@ -168,6 +168,17 @@ def run(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     return code if isinstance(code, int) else 0
+
+
+def _named(arguments: Sequence[str] | None) -> str:
+    """The command that a command line names, for errors of click's that do not say it."""
+    command: click.Command = clockwork
+    path = ["clockwork"]
+    for word in sys.argv[1:] if arguments is None else arguments:
+        if isinstance(command, click.Group) and (found := command.get_command(click.Context(command), word)):
+            command = found
+            path.append(word)
+    return " ".join(path)
 
 
 def _failed(message: str, code: int) -> int:
