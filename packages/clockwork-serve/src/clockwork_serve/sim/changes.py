@@ -92,7 +92,7 @@ class _Reader:
     def slo(self, _: str, value: str) -> str:
         slo_ms = _number("slo", value, 0.1, SLO_MS_MAX)
         self._edits["deadline_ns"] = self._case.request.arrival_ns + ms(slo_ms)
-        return f"an SLO of {plain(slo_ms)} ms"
+        return f"an SLO of {plain(round(slo_ms, 3))} ms"
 
     def priority(self, _: str, value: str) -> str:
         self._edits["priority"] = priority = int(_number("priority", value, MOST_URGENT, LEAST_PRIORITY, 1))

@@ -549,7 +549,7 @@ class _Story:
 
     def _sentence(self) -> str:
         request, answer = self._request, self.answer
-        slo = f"{plain(to_ms(request.slo_ns))} ms"
+        slo = f"{plain(round(to_ms(request.slo_ns), 3))} ms"
         if answer is None:
             return f"It has no answer in this journal; its SLO was {slo}."
         after = f"{self._ms(self.answered_ns):.1f} ms after it came"
