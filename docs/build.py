@@ -39,7 +39,7 @@ def main() -> int:
     (STAGE / "zensical.toml").write_text(settings, encoding="utf-8")
     command = [str(Path(sys.executable).parent / "zensical"), "build", "--strict", "--clean"]
     if not Path(command[0]).is_file():
-        sys.exit("error: zensical is not installed; pip install '.[docs]'")
+        sys.exit("error: zensical is not installed; make setup installs it")
     return subprocess.run(command, cwd=STAGE, check=False).returncode
 
 

@@ -151,6 +151,17 @@ def test_pages_named_in_source_and_messages_exist() -> None:
     assert not gone
 
 
+def test_advice_to_install_one_of_our_distributions_names_its_folder_in_a_clone() -> None:
+    by_name = re.compile(r"install (?:-U )?'?clockwork-(?:client|serve|lab)\b")  # they are in no index
+    texts = [name for name in known() if name.startswith(("packages/", "docs/", "benchmarks/", "README"))]
+
+    found = {
+        one for one in texts if one.endswith((".py", ".md")) and by_name.search((ROOT / one).read_text())
+    }
+
+    assert not found
+
+
 def test_alerts_lead_to_pages_and_headings() -> None:
     rules = (ROOT / "examples" / "monitoring" / "clockwork.rules.yml").read_text(encoding="utf-8")
     links = re.findall(r"^ +runbook: clockwork docs (\S+\.md)(?:#(\S+))?$", rules, re.MULTILINE)

@@ -129,6 +129,8 @@ def test_a_description_is_short() -> None:
 def test_advice_names_the_nearest_word_or_those_that_are_known() -> None:
     assert did_you_mean("http-prt", ["host", "http_port"]) == "did you mean http_port?"
     assert did_you_mean("Max_Batch", ["max_batch_size", "slo_ms"]) == "did you mean max_batch_size?"
+    assert did_you_mean("rate", ["rate_rps", "trace"]) == "did you mean rate_rps?"
+    assert did_you_mean("server", ["seed", "slo_ms"]) == "known: seed, slo_ms"
     assert did_you_mean("zzz", ["b", "a"]) == "known: a, b"
     assert did_you_mean("zzz", [f"{at:02}" for at in range(13)]).endswith("10, 11, ...")
     assert did_you_mean("zzz", []) == "none is known"

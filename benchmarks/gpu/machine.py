@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from clockwork_serve.errors import install_advice
 from harness.machine import machine_line
 
 SMI_S: Final = 20.0
@@ -54,7 +55,7 @@ def target(device: str) -> Target:
         raise NoGpuError(f"--device: expected cuda:N or torch-cpu; found {device!r}")
     if importlib.util.find_spec("torch") is None:
         raise NoGpuError(
-            "torch: expected it to be installed; found none; pip install 'clockwork-serve[torch]'"
+            f"torch: expected it to be installed; found none; {install_advice('clockwork-serve[torch]')}"
         )
     found = Target(f"{kind}:{number or 0}", kind)
     if found.gpu:

@@ -76,7 +76,7 @@ def test_without_the_laboratory_it_says_what_to_install(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(check, "import_module", missing)
 
-    with pytest.raises(ConfigError, match=r"pip install \./packages/clockwork-lab"):
+    with pytest.raises(ConfigError, match=r"pip install '\./packages/clockwork-lab'"):
         check.measured_ends("x.toml", "http://127.0.0.1:1", seed=1, traces=None)
 
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import click
@@ -39,6 +40,12 @@ def test_every_command_explains_itself(cli: Cli) -> None:
         assert "Usage: clockwork" in cli(name, "--help").out
 
 
+def clockwork_lab_help(name: str) -> str:
+    """The first words of the help of a command of clockwork-lab."""
+    command = getattr(import_module(f"clockwork_lab.cli.{name}"), name)
+    return str(command.help).splitlines()[0].rstrip(".").partition(" (")[0]
+
+
 WITHOUT_ENTRY_POINTS = """
 import importlib.metadata, sys
 importlib.metadata.entry_points = lambda **_: ()
@@ -49,21 +56,26 @@ sys.exit(run(sys.argv[1:]))
 
 @pytest.mark.parametrize(
     ("arguments", "extra"),
-    [(["demo", "--seconds", "5"], "[demo]"), (["bench", "--help"], ""), (["reproduce", "fig5"], "[figures]")],
+    [(["demo", "--seconds", "5"], "[demo]"), (["bench", "steady"], ""), (["reproduce", "fig5"], "[figures]")],
 )
 def test_where_the_laboratory_is_not_installed_its_commands_say_what_to_install(
     arguments: list[str], extra: str
 ) -> None:
     command = [sys.executable, "-c", WITHOUT_ENTRY_POINTS]
     ended = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
-    helped = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
+    helped, its_own = (
+        " ".join(
+            subprocess.run([*command, *words], capture_output=True, text=True, check=True).stdout.split()
+        )
+        for words in (["--help"], [*arguments, "--help"])
+    )
 
     assert ended.returncode == 2
     assert ended.stderr.endswith(f"pip install './packages/clockwork-lab{extra}'\n")
     assert ended.stderr.startswith(f"error: {arguments[0]}: expected clockwork-lab")
-    assert f"Not installed: pip install './packages/clockwork-lab{extra}', in a" in " ".join(
-        helped.stdout.split()
-    )
+    assert f"Not installed: pip install './packages/clockwork-lab{extra}', in a" in helped
+    assert clockwork_lab_help(arguments[0]) in its_own
+    assert f"pip install './packages/clockwork-lab{extra}'" in its_own
 
 
 @pytest.mark.parametrize(
@@ -136,6 +148,10 @@ def test_alone_it_shows_its_help(cli: Cli) -> None:
             ["serve", "x", "--config", "/nowhere.toml"],
             "config (from /nowhere.toml): expected a readable file",
         ),
+        (["serve", "x", "--slo-ms"], "'--slo-ms' requires an argument. See clockwork serve --help"),
+        (["models", "list", "--url"], "'--url' requires an argument. See clockwork models list --help"),
+        (["serve", "x", "--slo-ms", "1e9"], "expected a number above 0 and up to 3600000, found '1e9'"),
+        (["serve", "x", "--device", "gpu"], "or emulated:PROFILE, found 'gpu'; "),
         (["models", "load"], "Missing argument 'MODEL'. See clockwork models load --help"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -45,6 +46,8 @@ class Repository(BaseHTTPRequestHandler):
             self._answer(500, rb'{"error": "\u001b[2J\u202enever\nmind"}')
         elif "/half/" in self.path:
             self._answer(500, rb'{"error": "\ud800"}')
+        elif "/nopath/" in self.path:
+            self._answer(404, b'{"error": "Not Found"}')
         elif "/html/" in self.path:
             self._answer(502, b"<html>")
         else:
@@ -141,6 +144,34 @@ def test_a_key_that_would_be_two_headers_is_refused_and_not_shown(
     said = cli("models", "list", code=2).err
     assert "CLOCKWORK_API_KEY: expected visible ASCII" in said
     assert "secret" not in said
+
+
+def test_the_address_may_stand_after_the_subcommand(
+    server: tuple[str, list[tuple[str, object]]], cli: Cli
+) -> None:
+    assert cli("models", "list", "--url", server[0], "--json").json == INDEX
+    assert "name another with --url" in cli("models", "list", "--url", "127.0.0.1:1", code=1).err
+
+
+def test_another_port_of_a_server_is_told_as_such(
+    server: tuple[str, list[tuple[str, object]]], cli: Cli
+) -> None:
+    said = cli("models", "--url", f"{server[0]}", "load", "nopath", code=1).err
+    assert "expected the port http_port of a server" in said
+    assert "found 404: Not Found; name that port with --url (8000, unless" in said
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=_settings_of_http2, args=(listener,))
+        thread.start()
+        said = cli("models", "--url", f"127.0.0.1:{listener.getsockname()[1]}", "list", code=1).err
+        thread.join()
+    assert "found an answer that is not HTTP; name that port with --url (8000, unless" in said
+
+
+def _settings_of_http2(listener: socket.socket) -> None:
+    connection, _ = listener.accept()
+    with connection:
+        connection.recv(1 << 16)
+        connection.sendall(b"\0\0\6\4\0\0\0\0\0\0\5\0\0\x40\0")
 
 
 def test_no_server_there(cli: Cli) -> None:

@@ -39,7 +39,7 @@ def test_without_ray_it_says_what_to_install(tmp_path: Path, command: str) -> No
 
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: ray: expected ray to be installed; found none;")
-    assert "pip install 'clockwork-serve[ray]'" in ended.stderr
+    assert "pip install './packages/clockwork-serve[ray]'" in ended.stderr
 
 
 def test_a_file_that_will_not_do_is_told_first(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import sys
 import termios
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import pytest
 from msgspec import structs
@@ -31,12 +31,20 @@ clockwork_requests_total{outcome="ok",reason=""} 5
 
 @pytest.fixture
 def url() -> Iterator[str]:
+    with answering(200, PAGE) as found:
+        yield found
+
+
+@contextmanager
+def answering(status: int, page: str) -> Iterator[str]:
+    """A metrics port with that page."""
+
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             found = self.path == "/metrics"
-            self.send_response(200 if found else 404)
+            self.send_response(status if found else 404)
             self.end_headers()
-            self.wfile.write(PAGE.encode() if found else b"")
+            self.wfile.write(page.encode() if found else b"")
 
         def log_message(self, *args: object) -> None:
             """Say nothing."""
@@ -149,6 +157,18 @@ def test_ctrl_c_ends_it_cleanly(url: str, *, as_json: bool) -> None:
 def test_a_server_that_is_not_there_is_told(cli: Cli) -> None:
     wrote = cli("top", "--url", "http://127.0.0.1:1", "--once", code=1)
     assert "expected a running server at http://127.0.0.1:1" in wrote.err
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "said"),
+    [
+        (503, "no link to the controller", "the server answered 503: no link to the controller\n"),
+        (404, "Not Found", "expected the port metrics_port of a server"),
+    ],
+)
+def test_what_is_answered_instead_of_metrics_is_told(status: int, error: str, said: str, cli: Cli) -> None:
+    with answering(status, f'{{"error": "{error}"}}') as url:
+        assert said in cli.refused("top", "--url", url, "--once", code=1)
 
 
 def test_on_a_terminal_it_redraws_the_screen_and_leaves_it_as_it_was(url: str) -> None:

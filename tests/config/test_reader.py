@@ -73,6 +73,10 @@ def test_an_empty_variable_says_nothing() -> None:
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
+        (
+            "[server]\nslo_ms = 5",
+            ["expected settings at the top", "found '[server]'; remove that line"],
+        ),
         ("htp_port = 1", ["htp_port", "settings.toml", "a known setting", "did you mean http_port?"]),
         (
             "http_port = 70000",
@@ -84,7 +88,6 @@ def test_an_empty_variable_says_nothing() -> None:
         ('device_memory = "many"', ["device_memory", "'many'", "512MiB"]),
         ('policy = "papr"', ["policy", "one of default, paper", "did you mean paper?"]),
         ("http_port = ", ["config", "settings.toml", "valid TOML", "correct the line"]),
-        ("[server]\nhttp_port = 1", ["server", "a known setting"]),
     ],
 )
 def test_a_wrong_file_names_field_source_expected_found_and_remedy(

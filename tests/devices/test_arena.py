@@ -47,7 +47,7 @@ def test_what_is_not_inside_is_refused(arena, extent, nbytes):
 
 
 @pytest.mark.parametrize(
-    ("memory", "page", "field"), [(1 << 20, 5000, "page_bytes"), (1, 4096, "memory_bytes")]
+    ("memory", "page", "field"), [(1 << 20, 5000, "page_size"), (1, 4096, "device_memory")]
 )
 def test_sizes_that_make_no_sense_are_named(memory, page, field):
     with pytest.raises(DeviceError, match=f"^{field}: expected"):
@@ -55,7 +55,7 @@ def test_sizes_that_make_no_sense_are_named(memory, page, field):
 
 
 def test_more_than_the_host_has_is_refused_before_it_is_touched():
-    with pytest.raises(DeviceError, match="memory_bytes"):
+    with pytest.raises(DeviceError, match="device_memory"):
         Arena(1 << 50, 1 << 20)
 
 

@@ -296,10 +296,10 @@ def test_weights_larger_than_their_extent_are_refused(code, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"page_bytes": 1000}, "page_bytes: expected a multiple of 4096, found 1000"),
-        ({"memory_bytes": 100}, "memory_bytes: expected at least one page"),
-        ({"memory_bytes": 1 << 60}, "memory_bytes: .* bytes asked, .* available on this host; lower it"),
-        ({"io_bytes": 1 << 60}, "io_bytes: .* lower it"),
+        ({"page_bytes": 1000}, "page_size: expected a multiple of 4096, found 1000"),
+        ({"memory_bytes": 100}, "device_memory: expected at least one page"),
+        ({"memory_bytes": 1 << 60}, "device_memory: .* bytes asked, .* available on this host; lower it"),
+        ({"io_bytes": 1 << 60}, "io_memory: .* lower it"),
     ],
 )
 def test_memory_that_cannot_be_had_says_what_to_set(settings, message):

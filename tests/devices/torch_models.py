@@ -15,7 +15,9 @@ import msgspec
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="torch is not installed: clockwork-serve[torch]")
+torch = pytest.importorskip(
+    "torch", reason="torch is not installed: pip install './packages/clockwork-serve[torch]'"
+)
 if shutil.which("g++") is None:
     pytest.skip("g++ compiles torch models, and is not there", allow_module_level=True)
 

@@ -13,7 +13,7 @@ from clockwork_serve.sim.counterfactual import Change, Traffic, play
 from clockwork_serve.sim.explain import cases_of, explain
 from clockwork_serve.sim.remedies import LUCKS, RemedyKind, RequestCase
 from clockwork_serve.telemetry import read_journal
-from clockwork_serve.units import NS_PER_MS, NS_PER_S
+from clockwork_serve.units import NS_PER_MS, NS_PER_S, plain
 from tests.pure import NEEDS_PURE
 from tests.sim.overload import journal_of
 
@@ -146,9 +146,8 @@ def test_how_it_would_have_gone_is_told_and_agrees_with_remedies(case: RequestCa
     assert (told.changed.outcome, told.changed.tries, told.remedies) == ("ok", LUCKS, ())
     assert told.changed.after_ms is not None
     left_ms = told.changed.deadline_ms - told.changed.after_ms
-    start = (
-        f"With an SLO of {slo.slo_ms:g} ms: met at {told.changed.after_ms:+.1f} ms, {left_ms:.1f} ms before"
-    )
+    slo_text = plain(round(slo.slo_ms, 3))
+    start = f"With an SLO of {slo_text} ms: met at {told.changed.after_ms:+.1f} ms, {left_ms:.1f} ms before"
     assert told.lines[-1] == told.changed.text
     assert told.changed.text.startswith(start)
     assert "; different from +" in told.changed.text

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Answer, Outcome, Reason, Request
 from clockwork_serve.sim import explain as explanations
@@ -15,7 +17,7 @@ from clockwork_serve.sim.explain import case_in, cases_of, explain
 from clockwork_serve.sim.history import write_history
 from clockwork_serve.sim.remedies import BELOW, LUCKS, STEPS_UP, SURE, RemedyKind, smallest_slo
 from clockwork_serve.sim.survey import SurveyCause, Which, nearest_ids, survey
-from clockwork_serve.telemetry import Step, read_journal
+from clockwork_serve.telemetry import Journal, Step, head_of, read_journal
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 from tests.pure import NEEDS_PURE
 from tests.sim.overload import journal_of
@@ -182,6 +184,23 @@ def test_refusals_are_counted_by_cause_and_tried_on_a_sample(path: Path, ends) -
     assert {one.kind for one in told.saved} == set(RemedyKind)
     assert all(one.tried == 4 for one in told.saved)
     assert told.lines[0] == f"{len(refused):,} of {len(ends):,} requests were refused."
+
+
+def test_requests_that_failed_are_counted_apart_from_the_refused(path: Path, tmp_path: Path) -> None:
+    failing = Journal(tmp_path / "journal", head_of(ControllerConfig(expected_devices=2)))
+    failed = 0
+    for step in read_journal(path):
+        effects = list(step.effects)
+        for at, one in enumerate(effects):
+            if isinstance(one, Answer) and one.outcome is Outcome.OK and failed < 3:
+                effects[at] = replace(one, outcome=Outcome.FAILED, reason=Reason.MODEL_RAISED)
+                failed += 1
+        failing.on_step(step.now_ns, step.events, effects)
+    failing.close()
+
+    told = survey(tmp_path / "journal", Which.REFUSED, sample=1)
+
+    assert told.lines[0] == f"{told.chosen - 3:,} of {told.requests:,} requests were refused, and 3 failed."
 
 
 def test_of_a_tenant_and_of_the_last_second(path: Path, ends) -> None:

@@ -106,5 +106,5 @@ def test_tls_is_asked_for_by_etcd_s_own_variables(tmp_path: Path, monkeypatch: p
 
 def test_without_its_library_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "etcd3gw", None)
-    with pytest.raises(ProblemError, match=r"pip install 'clockwork-serve\[etcd\]'"):
+    with pytest.raises(ProblemError, match=r"pip install '\./packages/clockwork-serve\[etcd\]'"):
         EtcdDocuments([("127.0.0.1", 2379)], 1.0)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from clockwork_serve.errors import install_advice
 from clockwork_serve.store import ProblemError
 from clockwork_serve.store.torch.target import resolved, torch_version
 
@@ -18,7 +19,7 @@ def test_torch_that_is_not_installed_is_a_problem_that_says_what_to_install():
     def missing(name):
         raise metadata.PackageNotFoundError(name)
 
-    with pytest.raises(ProblemError, match=r"not installed; install clockwork-serve\[torch\]"):
+    with pytest.raises(ProblemError, match=r"not installed; .*pip install .*/clockwork-serve\[torch\]"):
         torch_version(missing)
 
 
@@ -32,7 +33,7 @@ def test_without_torch_a_program_is_a_problem_and_the_others_are_served(shop):
     served, problems = shop.compile()
     assert list(served) == ["words/1"]
     assert [(problem.model, problem.advice) for problem in problems] == [
-        ("program", "install clockwork-serve[torch]")
+        ("program", install_advice("clockwork-serve[torch]"))
     ]
 
 

@@ -132,8 +132,8 @@ def test_a_row_of_2021_came_at_its_end_less_its_duration(tmp_path) -> None:
     ("row", "message"),
     [
         ("a,f,10", "row: expected 4 fields (app,func,end_timestamp,duration), found 3"),
-        ("a,f,ten,1", "end_timestamp: expected seconds, of less than 4e+09, found 'ten'"),
-        ("a,f,nan,1", "end_timestamp: expected seconds, of less than 4e+09, found 'nan'"),
+        ("a,f,ten,1", "end_timestamp: expected seconds, of less than 4000000000, found 'ten'"),
+        ("a,f,nan,1", "end_timestamp: expected seconds, of less than 4000000000, found 'nan'"),
         ("a,f,10,-1", "duration: expected seconds >= 0, found '-1'"),
     ],
 )

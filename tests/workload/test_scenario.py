@@ -53,7 +53,7 @@ WRONG = [
     # what is replaced, by what, the line and the message
     ("seconds = 60", "second = 60", 3, "second: expected a known key, found 'second'; did you mean seconds?"),
     ("seconds = 60", 'seconds = "60"', 3, "seconds: expected float, found '60'"),
-    ("seconds = 60", "seconds = nan", 3, "seconds: expected a number in 1e-06..1e+08, found nan"),
+    ("seconds = 60", "seconds = nan", 3, "seconds: expected a number in 0.000001..100000000, found nan"),
     ("seconds = 60", "seconds = -1", 3, "seconds: expected a number"),
     ("seconds = 60", "seconds = ", 3, "expected valid TOML, found: Invalid value (at line 3"),
     ("seconds = 60", "seconds = 60\nseconds = 61", 4, "expected valid TOML, found: Cannot overwrite a value"),
@@ -85,7 +85,7 @@ WRONG = [
     ("rate_rps = 10.5", "rate_rps = 1\nstop_s = 61", 27, "loads[0].stop_s: expected at most seconds = 60, found 61.0"),
     ("rate_rps = 10.5", "rate_rps = 1\nretry = 'fast'", 27, "loads[0].retry: expected one of fixed, retry_after, found"),
     ("slo_ms = 20\n", "", 21, "slo_ms: expected a value beside slo_ramp"),
-    ("slo_ms = 20", "slo_ms = -1", 27, "loads[0].slo_ms: expected a number in 0.001..8.64e+07, found -1.0"),
+    ("slo_ms = 20", "slo_ms = -1", 27, "loads[0].slo_ms: expected a number in 0.001..86400000, found -1.0"),
     ("factor = 1.5,", "facto = 1.5,", 28, "loads[0].slo_ramp.facto: expected a known field, found 'facto'; did you mean factor"),
     ("factor = 1.5,", "factor = 1.5, add = 1,", 28, "loads[0].slo_ramp.factor: expected either factor or add"),
     ("every_s = 5,", "every_s = 0,", 28, "loads[0].slo_ramp.every_s: expected a number"),

@@ -122,7 +122,7 @@ def test_what_is_wrong_is_one_line(
         (("--shape", "x:1,5"), "shape: expected [-1, 4] for input 'x' of model 'm', found [1, 5] in --shape"),
         (("--shape", "x"), "shape: expected [MODEL:]INPUT:1,3,224,224, found 'x'"),
         (("--input-data", "none.npy"), "input_data: expected random, zeros, or a file"),
-        (("--rate-scale", "1000000"), "rate_scale: 1e+06 makes loads[0].rate_rps"),
+        (("--rate-scale", "1000000"), "rate_scale: 1000000 makes loads[0].rate_rps"),
         (("--protocol", "raw", "--path", "/x", "--body", "none"), "body: expected random:BYTES or a file"),
         (("--ca", "none.pem"), "ca: expected an https or grpcs URL beside it"),
         (("--cert", "none.pem"), "cert: expected an https or grpcs URL beside it"),

@@ -8,7 +8,9 @@ import pytest
 
 from tests.lab.reproduce.figures import figure
 
-pytest.importorskip("matplotlib", reason="pictures need matplotlib: pip install 'clockwork-serve[figures]'")
+pytest.importorskip(
+    "matplotlib", reason="pictures need matplotlib: pip install './packages/clockwork-lab[figures]'"
+)
 
 
 def test_a_picture_is_the_same_each_time(tmp_path: Path):

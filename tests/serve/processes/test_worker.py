@@ -154,7 +154,7 @@ def policies(pid: int) -> list[int]:
     ("settings", "expected"),
     [
         ({"devices": (structs.replace(DEVICE, kind="quantum"),)}, "kind: expected one of cpu, torch-cpu"),
-        ({"devices": (structs.replace(DEVICE, kind="cpu", page_bytes=1),)}, "page_bytes: expected"),
+        ({"devices": (structs.replace(DEVICE, kind="cpu", page_bytes=1),)}, "page_size: expected"),
     ],
 )
 async def test_a_setting_that_can_not_be_met_ends_it_with_a_reason(

@@ -7,9 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from msgspec import structs
+
 from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
-from clockwork_serve.serve.supervisor.limits import address_needs, address_space_bytes, file_needs
+from clockwork_serve.errors import ConfigError
+from clockwork_serve.serve.supervisor.limits import (
+    address_needs,
+    address_space_bytes,
+    check_limits,
+    file_needs,
+)
 from clockwork_serve.units import GIB, MIB
 
 CPU = DeviceConfig(device="cpu:0", memory_bytes=GIB, io_bytes=64 * MIB)
@@ -50,6 +59,14 @@ def test_too_little_address_space_is_refused_with_what_asks_for_it() -> None:
         "gateway_memory 256 MiB", "found a limit of 700 MiB", "ulimit -v unlimited", "LimitAS=infinity",
     ):  # fmt: skip
         assert part in said
+
+
+def test_more_memory_than_the_host_has_is_refused_by_the_name_of_the_setting() -> None:
+    devices = (DeviceConfig(device="emulated:0", kind="emulated", memory_bytes=1 << 50),)
+    check_limits(SMALL, devices)
+
+    with pytest.raises(ConfigError, match=r"device_memory: expected at most \d+ MiB.* for cpu:0; lower it"):
+        check_limits(SMALL, (*devices, structs.replace(CPU, memory_bytes=1 << 50)))
 
 
 def test_too_few_files_are_refused_with_what_asks_for_them() -> None:

@@ -31,11 +31,13 @@ from clockwork_client.errors import ClockworkError, encodable
 __all__ = [
     "FORBIDDEN", "ClockworkError", "ConfigError", "DamageError", "DeviceError", "DeviceGone",
     "InvalidRequest", "ModelError", "RepositoryError", "TransportError", "described", "did_you_mean",
-    "encodable", "printable",
+    "encodable", "install_advice", "printable",
 ]  # fmt: skip
 
 TEXT_MAX: Final = 1000  # characters of foreign text in a message, which goes into logs, responses and headers
 KNOWN_MOST: Final = 12
+NEAR: Final = 0.7
+"""How alike two words are, of 1, where one may be meant by the other."""
 FORBIDDEN: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 """Of OSErrors: what was tried may not be done, and trying again will not help."""
 _NAME_OF: Final = type.__dict__["__name__"].__get__
@@ -58,7 +60,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Advice for an unknown word: the nearest known one, or those that are known."""
     names = sorted(known)
     by_key = {_plain(name): name for name in names}
-    near = get_close_matches(_plain(word), by_key, n=1)
+    begun = [key for key in by_key if key.startswith(f"{_plain(word)}_")]  # ``rate`` is ``rate_rps``
+    near = begun or get_close_matches(_plain(word), by_key, n=1, cutoff=NEAR)
     if near:
         return f"did you mean {by_key[near[0]]}?"
     shown = ", ".join(names[:KNOWN_MOST]) + (", ..." if len(names) > KNOWN_MOST else "")
@@ -67,6 +70,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def _plain(word: str) -> str:
     return word.lower().replace("-", "_")
+
+
+def install_advice(distribution: str) -> str:
+    """Advice to install one of our distributions, such as ``clockwork-serve[torch]``: it is in a clone."""
+    return f"in a clone of Clockwork Serve's repository: pip install './packages/{distribution}'"
 
 
 def described(error: BaseException, most: int = TEXT_MAX) -> str:

@@ -44,3 +44,8 @@ def counted(number: int, what: str) -> str:
     """``1 model``, ``2,000 models``, ``2 processes``."""
     plural = f"{what}es" if what.endswith("s") else f"{what}s"
     return f"{number:,} {what if number == 1 else plural}"
+
+
+def plain(number: float) -> str:
+    """A number as people write it: ``3600000``, ``0.000001``; never with an exponent."""
+    return f"{number:.9f}".rstrip("0").rstrip(".")

@@ -28,7 +28,7 @@ from clockwork_lab.bench.server import (
     tls_context,
 )
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.units import NS_PER_MS, NS_PER_S
+from clockwork_serve.units import NS_PER_MS, NS_PER_S, plain
 from clockwork_serve.workload.processes import dice
 from clockwork_serve.workload.scenario import Scenario, read_scenario
 from clockwork_serve.workload.stream import ClosedLoad, Workload, build
@@ -153,7 +153,7 @@ def scaled(scenario: Scenario, factor: float) -> Scenario:
         try:
             loads.append(_scaled(load, factor))
         except FieldError as error:
-            raise ConfigError(f"rate_scale: {factor:g} makes loads[{index}].{error}") from None
+            raise ConfigError(f"rate_scale: {plain(factor)} makes loads[{index}].{error}") from None
     return structs.replace(scenario, loads=tuple(loads))
 
 

@@ -18,7 +18,7 @@ from clockwork_lab.bench.job import SenderMessage
 from clockwork_lab.bench.plan import Plan
 from clockwork_lab.bench.records import ANSWERED, OPEN, Kind, Records, Table
 from clockwork_serve import __version__
-from clockwork_serve.units import NS_PER_MS, NS_PER_S, counted
+from clockwork_serve.units import NS_PER_MS, NS_PER_S, counted, plain
 from clockwork_serve.workload.tables import NO_SLO_MS
 
 SLO_CLASSES_MAX: Final = 12
@@ -249,7 +249,7 @@ def _slos(groups: _Groups, table: Table, seconds: float) -> Iterable[Group]:
     different = np.unique(slos_ms)
     if different.size <= SLO_CLASSES_MAX:
         for slo_ms in different.tolist():
-            name = "none" if slo_ms >= NO_SLO_MS else f"{slo_ms:g} ms"
+            name = "none" if slo_ms >= NO_SLO_MS else f"{plain(slo_ms)} ms"
             yield groups.of(name, slos_ms == slo_ms, seconds)
         return
     steps = np.floor(np.log10(slos_ms) * 3)

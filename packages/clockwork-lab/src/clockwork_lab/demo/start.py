@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from clockwork_serve.errors import ClockworkError, ConfigError
+from clockwork_serve.errors import ClockworkError, ConfigError, install_advice
 
 NEEDED = ("tritonclient.http", "tritonclient.grpc", "aiohttp", "PIL", "tokenizers", "rich")
 """Modules of the ``demo`` extra."""
@@ -40,7 +40,7 @@ def run(options: DemoOptions) -> int:
     lacking = [name for name in NEEDED if not _found(name)]
     if lacking:
         print(
-            f"error: the demo needs {', '.join(lacking)}; pip install 'clockwork-serve[demo]' installs them",
+            f"error: the demo needs {', '.join(lacking)}; {install_advice('clockwork-lab[demo]')}",
             file=sys.stderr,
         )
         return 2

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clockwork_lab.reproduce.figure import Figure, Panel, PaperClaim
-from clockwork_serve.errors import ConfigError
+from clockwork_serve.errors import ConfigError, install_advice
 
 
 def check_folder(folder: Path) -> None:
@@ -16,7 +16,7 @@ def check_folder(folder: Path) -> None:
     if find_spec("matplotlib") is None:
         raise ConfigError(
             "matplotlib: expected it to be installed, to draw the picture; "
-            "pip install 'clockwork-serve[figures]', or ask for --json FILE alone"
+            f"{install_advice('clockwork-lab[figures]')}, or ask for --json FILE alone"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)

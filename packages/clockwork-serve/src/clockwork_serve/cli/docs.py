@@ -15,7 +15,7 @@ import click
 
 from clockwork_serve.cli.options import json_flag
 from clockwork_serve.cli.screen import say, show_json, show_table
-from clockwork_serve.errors import ClockworkError, ConfigError, printable
+from clockwork_serve.errors import ClockworkError, ConfigError, install_advice, printable
 from clockwork_serve.units import counted
 
 SECTIONS: Final = ("use", "operate", "develop")  # folders of pages, in the order of the list
@@ -80,7 +80,8 @@ def _carried(name: str, file: str) -> Path:
         if (place / name / file).is_file():
             return place / name
     raise ClockworkError(
-        f"{name}: expected {file} in {_PACKAGE / name}, found none; install clockwork-serve again"
+        f"{name}: expected {file} in {_PACKAGE / name}, found none; install it again: "
+        f"{install_advice('clockwork-serve')}"
     )
 
 

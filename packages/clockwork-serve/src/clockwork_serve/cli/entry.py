@@ -29,7 +29,7 @@ from clockwork_serve.cli.top import top
 from clockwork_serve.cli.traces import traces
 from clockwork_serve.cli.what_if import what_if
 from clockwork_serve.cli.workload import workload
-from clockwork_serve.errors import ClockworkError, ConfigError, described
+from clockwork_serve.errors import ClockworkError, ConfigError, described, install_advice
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -38,8 +38,12 @@ FAILED = 1
 MISUSED = 2
 COMMAND_GROUP: Final = "clockwork_serve.commands"
 """Entry points of this group are commands of other packages: ``name = "module:command"``."""
-LABORATORY: Final = {"demo": "[demo]", "bench": "", "reproduce": "[figures]"}
-"""The commands of clockwork-lab, and its extra that each needs."""
+LABORATORY: Final = {
+    "bench": ("", "Send the requests of SCENARIO to a server and report which responses came in time."),
+    "demo": ("[demo]", "Serve real pretrained models under load and show what came of it."),
+    "reproduce": ("[figures]", "Reproduce a figure of the Clockwork paper: fig2, fig5, ..., fig11, or all."),
+}
+"""The commands of clockwork-lab: the extra that each needs, and what it does."""
 
 
 class Commands(click.Group):
@@ -57,7 +61,7 @@ class Commands(click.Group):
         found = self.commands.get(cmd_name)
         if found is None and (entry := _installed().get(cmd_name)) is not None:
             return _loaded(entry)
-        return _missing(cmd_name, LABORATORY[cmd_name]) if found is None and cmd_name in LABORATORY else found
+        return _missing(cmd_name) if found is None and cmd_name in LABORATORY else found
 
 
 @cache
@@ -85,25 +89,28 @@ def _loaded(entry: EntryPoint) -> click.Command:
     return found
 
 
-def _missing(name: str, extra: str) -> click.Command:
-    install = f"pip install './packages/clockwork-lab{extra}'"
+def _missing(name: str) -> click.Command:
+    extra, what = LABORATORY[name]
+    advice = install_advice(f"clockwork-lab{extra}")
     return _failing(
         name,
-        f"{name}: expected clockwork-lab, which has this command, to be installed; found none; "
-        f"in a clone of Clockwork Serve's repository: {install}",
-        f"Not installed: {install}, in a clone.",
+        f"{name}: expected clockwork-lab, which has this command, to be installed; found none; {advice}",
+        f"Not installed: pip install './packages/clockwork-lab{extra}', in a clone.",
+        f"{what}\n\n{name} is a command of clockwork-lab, which is not installed. To install it, {advice}",
     )
 
 
-def _failing(name: str, message: str, short_help: str = "Cannot be loaded.") -> click.Command:
-    """A command that accepts any arguments and fails with a message."""
+def _failing(
+    name: str, message: str, short_help: str = "Cannot be loaded.", shown: str | None = None
+) -> click.Command:
+    """A command that accepts any arguments and fails with a message; its help is ``shown``, if given."""
 
     def complain(words: tuple[str, ...]) -> None:
         raise ConfigError(message)
 
     return click.Command(
         name, callback=complain, params=[click.Argument(["words"], nargs=-1)], short_help=short_help,
-        add_help_option=False, context_settings={"ignore_unknown_options": True},
+        help=shown, add_help_option=shown is not None, context_settings={"ignore_unknown_options": True},
     )  # fmt: skip
 
 
@@ -145,7 +152,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return MISUSED
     except click.UsageError as error:
         message = error.format_message()
-        command = error.ctx.command_path if error.ctx else "clockwork"
+        command = error.ctx.command_path if error.ctx else _named(arguments)
         return _failed(f"{message}{'' if message[-1:] in '.?' else '.'} See {command} --help", MISUSED)
     except click.ClickException as error:
         return _failed(error.format_message(), FAILED)
@@ -161,6 +168,17 @@ def run(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     return code if isinstance(code, int) else 0
+
+
+def _named(arguments: Sequence[str] | None) -> str:
+    """The command that a command line names, for errors of click's that do not say it."""
+    command: click.Command = clockwork
+    path = ["clockwork"]
+    for word in sys.argv[1:] if arguments is None else arguments:
+        if isinstance(command, click.Group) and (found := command.get_command(click.Context(command), word)):
+            command = found
+            path.append(word)
+    return " ".join(path)
 
 
 def _failed(message: str, code: int) -> int:

@@ -26,7 +26,7 @@ class NotFound(ClockworkError):
 @click.command(epilog="What it says: clockwork docs explain (docs/use/explain.md)")
 @click.argument("journal", metavar="JOURNAL")
 @click.argument("request_id", metavar="[ID]", required=False)
-@click.option("--refused", "which", flag_value="refused", help="All that were refused, by cause.")
+@click.option("--refused", "which", flag_value="refused", help="All that were refused or failed, by cause.")
 @click.option("--late", "which", flag_value="late", help="All that got no answer in time, by cause.")
 @click.option(
     "--slow", "which", flag_value="slow",

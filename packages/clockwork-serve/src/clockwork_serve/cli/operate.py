@@ -7,13 +7,14 @@ import math
 import os
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote, urlsplit
 
 import click
 import msgspec
 
 from clockwork_serve.cli.options import (
+    Command,
     all_but,
     json_flag,
     repository_argument,
@@ -32,7 +33,7 @@ from clockwork_serve.cli.screen import (
 )
 from clockwork_serve.config import SETTINGS, Setting
 from clockwork_serve.errors import ClockworkError, ConfigError
-from clockwork_serve.units import NS_PER_S, counted
+from clockwork_serve.units import NS_PER_S, counted, plain
 
 if TYPE_CHECKING:
     import ssl
@@ -44,6 +45,10 @@ if TYPE_CHECKING:
 
 
 _TIMEOUT_S = 600.0  # loading may compile first
+HTTP_PORT: Final = 8000
+METRICS_PORT: Final = 8002
+_PORTS: Final = {HTTP_PORT: "http_port", METRICS_PORT: "metrics_port"}
+"""The usual ports that commands ask, and the setting of each."""
 
 
 class Target(NamedTuple):
@@ -87,8 +92,23 @@ def models(context: click.Context, url: str, ca: str | None) -> None:
     context.obj = Target.keyed(url, ca)
 
 
+def _server_options(command: Command) -> Command:
+    """``--url`` and ``--ca`` after the subcommand, where they count before those of ``models``."""
+
+    def replace(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            context.obj = context.obj._replace(**{str(parameter.name): value})
+
+    known = ("--ca", "FILE", "PEM file of authorities."), ("--url", "URL", "Address of the server.")
+    for name, metavar, shown in known:
+        option = click.option(name, expose_value=False, callback=replace, metavar=metavar, help=shown)
+        command = option(command)
+    return command
+
+
 @models.command("list")
 @click.option("--ready", is_flag=True, help="Only models that are ready.")
+@_server_options
 @json_flag
 @click.pass_obj
 def list_(target: Target, ready: bool, as_json: bool) -> None:  # noqa: FBT001
@@ -107,6 +127,7 @@ def list_(target: Target, ready: bool, as_json: bool) -> None:  # noqa: FBT001
 
 @models.command()
 @click.argument("name", metavar="MODEL")
+@_server_options
 @json_flag
 @click.pass_obj
 def load(target: Target, name: str, as_json: bool) -> None:  # noqa: FBT001
@@ -117,6 +138,7 @@ def load(target: Target, name: str, as_json: bool) -> None:  # noqa: FBT001
 
 @models.command()
 @click.argument("name", metavar="MODEL")
+@_server_options
 @json_flag
 @click.pass_obj
 def unload(target: Target, name: str, as_json: bool) -> None:  # noqa: FBT001
@@ -134,15 +156,34 @@ def _done(name: str, what: str, *, as_json: bool) -> None:
 
 def ask(target: Target, path: str, body: dict[str, object]) -> Any:
     """POST to a server; its JSON response. Raises ``ClockworkError`` with the server's error message."""
-    status, phrase, data = exchange(target, "POST", path, 8000, msgspec.json.encode(body))
-    try:
-        answer = msgspec.json.decode(data) if data else None
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        answer = None
+    status, phrase, data = exchange(target, "POST", path, HTTP_PORT, msgspec.json.encode(body))
+    if status == 404 and error_in(data, phrase).startswith("Not Found"):  # of the path, not of a model
+        raise another_port(target.url, HTTP_PORT, f"{status}: {error_in(data, phrase)}")
     if status != 200:
-        message = answer.get("error") if isinstance(answer, dict) else None
-        raise ClockworkError(f"the server answered {status}: {message or phrase}")
-    return answer
+        raise ClockworkError(f"the server answered {status}: {error_in(data, phrase)}")
+    return _decoded(data)
+
+
+def error_in(data: bytes, phrase: str) -> str:
+    """The error message in a response's body, else the phrase of its status."""
+    body = _decoded(data)
+    return str((body.get("error") if isinstance(body, dict) else None) or phrase)
+
+
+def _decoded(data: bytes) -> Any:
+    try:
+        return msgspec.json.decode(data) if data else None
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+
+
+def another_port(url: str, usual_port: int, found: str) -> ClockworkError:
+    """The error of an address that is not of the port that a command asks."""
+    name = _PORTS[usual_port]
+    return ClockworkError(
+        f"url: expected the port {name} of a server at {url}, found {found}; name that port with --url "
+        f"({usual_port}, unless its setting {name} is another)"
+    )
 
 
 def exchange(
@@ -172,6 +213,8 @@ def exchange(
         connection.request(method, path, body, headers)
         response = connection.getresponse()
         return response.status, response.reason, response.read()
+    except (http.client.BadStatusLine, http.client.LineTooLong):
+        raise another_port(url, usual_port, "an answer that is not HTTP") from None
     except (OSError, http.client.HTTPException, UnicodeError) as error:
         raise ClockworkError(
             f"url: expected a running server at {url}, found {str(error) or type(error).__name__}; "
@@ -304,8 +347,8 @@ def timeline(journal: str, out: str | None, since: float, until: float | None, a
 
     if not (0 <= since < math.inf and (until is None or since < until < math.inf)):
         raise ConfigError(
-            f"since, until: expected seconds from 0 on, the second more than the first, found {since:g} and "
-            f"{'none' if until is None else f'{until:g}'}; correct them"
+            f"since, until: expected seconds from 0 on, the second more than the first, found "
+            f"{plain(since)} and {'none' if until is None else plain(until)}; correct them"
         )
     file = Path(f"{journal}.pftrace" if out is None else out)
     files = journal_files(Path(journal))

@@ -22,7 +22,7 @@ from clockwork_serve.cli.screen import INTERRUPTED, Progress, interruptible, not
 from clockwork_serve.cli.simulate import delays_option, measured, rate, share
 from clockwork_serve.config.table import default_cache
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.units import counted
+from clockwork_serve.units import counted, plain
 
 if TYPE_CHECKING:
     from clockwork_serve.apps.plan.check import Sides
@@ -265,7 +265,7 @@ def asked_lines(made: PlanReport) -> list[str]:
     setup = made.setup
     counted_s = setup["seconds"] - setup["warmup_s"]
     slos = ", ".join(
-        f"{name} {'no SLO' if slo is None else f'{slo:g} ms'}" for name, slo in setup["slos_ms"].items()
+        f"{name} {'no SLO' if slo is None else f'{plain(slo)} ms'}" for name, slo in setup["slos_ms"].items()
     )
     kinds = "; ".join(_kind(kind, f"{setup['memory_mib']:g}MiB") for kind in made.kinds)
     seeds = ", ".join(map(str, setup["seeds"]))

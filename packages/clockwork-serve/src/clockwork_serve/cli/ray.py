@@ -9,7 +9,7 @@ import click
 
 from clockwork_serve.cli.options import json_flag
 from clockwork_serve.cli.screen import Progress, note, say, show_json, show_table
-from clockwork_serve.errors import ConfigError
+from clockwork_serve.errors import ConfigError, install_advice
 from clockwork_serve.units import counted
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _require_ray() -> None:
     if missing := [name for name in ("ray", "cryptography") if find_spec(name) is None]:
         raise ConfigError(
             f"ray: expected {' and '.join(missing)} to be installed; found none; "
-            "pip install 'clockwork-serve[ray]' here and on every node"
+            f"{install_advice('clockwork-serve[ray]')}, here and on every node"
         )
 
 

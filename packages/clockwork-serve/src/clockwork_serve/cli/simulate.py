@@ -30,7 +30,7 @@ from clockwork_serve.cli.screen import (
     show_table,
 )
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.units import counted
+from clockwork_serve.units import counted, plain
 
 if TYPE_CHECKING:
     from clockwork_serve.apps.simulate import Latency, LoadReport, Played, Report, SimulationQuestion
@@ -251,7 +251,7 @@ def _broke(report: Report) -> str:
 
 
 def _asked(load: LoadReport) -> str:
-    slo = "no SLO" if load.slo_ms is None else f"SLO {load.slo_ms:g} ms"
+    slo = "no SLO" if load.slo_ms is None else f"SLO {plain(load.slo_ms)} ms"
     return f"{load.name} ({load.arrivals}, {slo})"
 
 

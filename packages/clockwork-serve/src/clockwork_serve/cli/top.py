@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from clockwork_serve.cli.operate import Target, exchange
+from clockwork_serve.cli.operate import METRICS_PORT, Target, another_port, error_in, exchange
 from clockwork_serve.cli.options import json_flag
 from clockwork_serve.cli.screen import interruptible, printable_lines, say, show_json, show_json_line
 from clockwork_serve.errors import ClockworkError
@@ -18,7 +18,6 @@ from clockwork_serve.errors import ClockworkError
 if TYPE_CHECKING:
     from clockwork_serve.telemetry.top import DeviceNow, ModelNow, Reading, ServerNow
 
-METRICS_PORT: Final = 8002
 _WIDTH, _HEIGHT = 80, 24
 _BAR: Final = 12
 _REASON_LINES: Final = 3
@@ -83,8 +82,10 @@ def _reading(target: Target) -> Reading:
     from clockwork_serve.telemetry.top import read_metrics
 
     status, phrase, body = exchange(target, "GET", "/metrics", METRICS_PORT)
+    if status == 404:
+        raise another_port(target.url, METRICS_PORT, f"{status}: {error_in(body, phrase)}")
     if status != 200:
-        raise ClockworkError(f"the server answered {status}: {phrase}; name its metrics port with --url")
+        raise ClockworkError(f"the server answered {status}: {error_in(body, phrase)}")
     return read_metrics(body.decode(errors="replace"))
 
 

@@ -10,11 +10,12 @@ import click
 
 from clockwork_serve.cli.options import json_flag
 from clockwork_serve.cli.screen import INTERRUPTED, Progress, interruptible, note, say, show_json, show_table
-from clockwork_serve.cli.simulate import named, replay_lines, share, short
+from clockwork_serve.cli.simulate import named, replay_lines, share
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.units import counted, ms
+from clockwork_serve.units import counted, ms, to_ms
 
 if TYPE_CHECKING:
+    from clockwork_serve.messages import ControllerEffect
     from clockwork_serve.sim.what_if import AskedWorld, ChangedRequests, Compared, WhatIf, WorldSide
 
 SHOWN = 20  # models and tenants that are shown; --json has all
@@ -117,10 +118,29 @@ def _show(found: WhatIf, asked: AskedWorld) -> None:
         say("the same: no decision differs")
     else:
         say(f"the first decision that differs, {found.first_after_s:.6f} s after the first request")
-        say(f"    recorded {', '.join(map(short, found.first.recorded)) or 'nothing'}")
-        say(f"    found    {', '.join(map(short, found.first.found)) or 'nothing'}")
+        for side, effects in (("recorded", found.first.recorded), ("found", found.first.found)):
+            words = [_words(one, found.first.now_ns) for one in effects[:SHOWN]]
+            say(f"    {side:<8} {', '.join(words) or 'nothing'}")
     rests = ", ".join(f"{count:,} {what}" for what, count in sorted(found.rests.items(), reverse=True))
     say(f"durations of the answers that were executed: {rests or 'none'}")
+
+
+def _words(effect: ControllerEffect, now_ns: int) -> str:
+    """What was decided, in words; --json has all of it."""
+    from clockwork_serve.messages import Answer, Infer, Load, Unload
+
+    match effect:
+        case Infer():
+            what = f"run {effect.model} on {effect.device} for {counted(len(effect.calls), 'request')}"
+            what += f" in a batch of {effect.batch}"
+        case Load() | Unload():
+            what = f"{'load' if isinstance(effect, Load) else 'unload'} {effect.model} on {effect.device}"
+        case Answer():
+            return f"answer {effect.request_id} with {effect.outcome}"
+        case _:
+            return f"{effect.__struct_config__.tag}"
+    wait_ns = effect.window.earliest_ns - now_ns
+    return f"{what}, {f'not before {to_ms(wait_ns):.3f} ms later' if wait_ns > 0 else 'at once'}"
 
 
 def _row(one: Compared) -> list[str]:

@@ -14,7 +14,7 @@ import click
 from clockwork_serve.cli.options import duration_ns, json_flag
 from clockwork_serve.cli.screen import INTERRUPTED, Progress, interruptible, note, say, show_json
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.units import MIB, NS_PER_S, counted
+from clockwork_serve.units import MIB, NS_PER_S, counted, plain
 
 if TYPE_CHECKING:
     from clockwork_serve.workload.transcript import Burst, TrafficChanges, Transcript
@@ -198,6 +198,6 @@ def _number(name: str, text: str, most: float) -> float:
         value = 0.0
     if not 0 < value <= most:
         raise ConfigError(
-            f"{name}: expected a number above 0, up to {most:g}, found {text!r:.40}; correct it"
+            f"{name}: expected a number above 0, up to {plain(most)}, found {text!r:.40}; correct it"
         )
     return value

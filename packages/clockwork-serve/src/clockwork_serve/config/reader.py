@@ -14,7 +14,7 @@ from typing import Any
 
 from clockwork_serve.config.table import PREFIX, SETTINGS, Setting, Settings, default_cache, wrong
 from clockwork_serve.config.values import Unfit, path
-from clockwork_serve.errors import did_you_mean
+from clockwork_serve.errors import NEAR, did_you_mean
 
 _OTHER_VARIABLES = {f"{PREFIX}{name}" for name in ("CONFIG", "TRACES", "MYPYC", "URL", "METRICS_URL", "CA")}
 _SERVICE_LINK = re.compile(
@@ -65,7 +65,8 @@ def _read(entry: Setting, found: object, source: str) -> object:
     try:
         return entry.read(found)
     except Unfit as unfit:
-        raise wrong(entry.name, source, unfit.expected, found, unfit.remedy) from None
+        shown = ",".join(found) if isinstance(found, tuple) else found  # an option that may be given again
+        raise wrong(entry.name, source, unfit.expected, shown, unfit.remedy) from None
 
 
 def _beside(flags: Mapping[str, object], environment: Mapping[str, str]) -> str | None:
@@ -97,7 +98,15 @@ def _read_file(named: str) -> dict[str, object]:
     except (ValueError, RecursionError) as error:
         raise wrong("config", str(file), "valid TOML", str(error), "correct the line it names") from None
     known = {entry.name for entry in SETTINGS}
-    for name in values:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            raise wrong(
+                name,
+                str(file),
+                "settings at the top, without tables",
+                f"[{name}]",
+                "remove that line; every setting: clockwork docs configuration",
+            )
         if name not in known:
             raise wrong(name, str(file), "a known setting", name, did_you_mean(name, known))
     return values
@@ -131,7 +140,8 @@ def _variable_warnings(environment: Mapping[str, str]) -> tuple[str, ...]:
             if name in variables:
                 warnings.append(_link_warning(name, environment[name]))
         elif name not in known:
-            near = get_close_matches(name, sorted(known), n=1)
-            advice = f"did you mean {near[0]}?" if near else "it is ignored"
+            bare = [each.removeprefix(PREFIX) for each in sorted(known)]
+            near = get_close_matches(name.removeprefix(PREFIX), bare, n=1, cutoff=NEAR)
+            advice = f"did you mean {PREFIX}{near[0]}?" if near else "it is ignored"
             warnings.append(f"{name}: no setting has this name; {advice}")
     return tuple(warnings)

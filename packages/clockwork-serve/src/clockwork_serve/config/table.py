@@ -42,7 +42,7 @@ from clockwork_serve.config.values import (
     text,
 )
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.units import GIB, KIB, MIB, ms
+from clockwork_serve.units import GIB, KIB, MIB, ms, plain
 
 # ------------------------------------------------------------
 # Every setting. Its field's name serves everywhere: ``slo_ms`` in the file is ``CLOCKWORK_SLO_MS`` in the
@@ -510,7 +510,7 @@ def _plain(default: object) -> str:
     """A default as a person writes it, if there is only one way."""
     if isinstance(default, bool):
         return str(default).lower()
-    return f"{default:g}" if isinstance(default, int | float) else str(default)
+    return f"{plain(default)}" if isinstance(default, int | float) else str(default)
 
 
 SETTINGS = _declared()

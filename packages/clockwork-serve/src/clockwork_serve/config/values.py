@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 from msgspec import Struct
 
 from clockwork_serve.errors import did_you_mean, encodable
-from clockwork_serve.units import GIB, KIB, MIB
+from clockwork_serve.units import GIB, KIB, MIB, plain
 
 Value = TypeVar("Value")
 Read = Callable[[object], Value]
@@ -113,7 +113,8 @@ def integer(least: int, most: int, what: str = "a whole number") -> Read[int]:
 
 def number(least: float, most: float, *, above: bool = False) -> Read[float]:
     """A reader of finite numbers from ``least`` (or only above it) to ``most``."""
-    expected = f"a number {'above' if above else 'from'} {least:g} {'and up to' if above else 'to'} {most:g}"
+    first, second = ("above", "and up to") if above else ("from", "to")
+    expected = f"a number {first} {plain(least)} {second} {plain(most)}"
 
     def read(value: object) -> float:
         try:

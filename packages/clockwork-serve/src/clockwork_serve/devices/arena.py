@@ -38,12 +38,12 @@ class Arena:
         check_page_size(page_bytes, 256 * KIB)
         if memory_bytes < page_bytes:
             raise DeviceError(
-                f"memory_bytes: expected at least one page of {page_bytes} bytes, found {memory_bytes};"
+                f"device_memory: expected at least one page of {page_bytes} bytes, found {memory_bytes};"
                 " raise it"
             )
         self.page_bytes = page_bytes
         self.pages = memory_bytes // page_bytes
-        self._mapping = reserve(self.pages * page_bytes, "memory_bytes")
+        self._mapping = reserve(self.pages * page_bytes, "device_memory")
         self._bytes: Bytes = np.frombuffer(self._mapping, dtype=np.uint8)
         self._closing = threading.Event()
         self._lock = threading.Lock()  # of what follows
@@ -105,7 +105,7 @@ class Scratch:
     """
 
     def __init__(self, nbytes: int) -> None:
-        self._mapping = reserve(max(nbytes, mmap.PAGESIZE), "io_bytes")
+        self._mapping = reserve(max(nbytes, mmap.PAGESIZE), "io_memory")
         self._bytes: Bytes = np.frombuffer(self._mapping, dtype=np.uint8)
         self._touched = 0
         self._lock = threading.Lock()  # both lanes claim; only the exec lane writes
@@ -154,14 +154,14 @@ def check_page_size(page_bytes: int, example: int) -> None:
     """DeviceError unless pages are whole pages of the host; ``example`` is a size that is."""
     if page_bytes < mmap.PAGESIZE or page_bytes % mmap.PAGESIZE:
         raise DeviceError(
-            f"page_bytes: expected a multiple of {mmap.PAGESIZE}, found {page_bytes};"
+            f"page_size: expected a multiple of {mmap.PAGESIZE}, found {page_bytes};"
             f" choose for example {example}"
         )
 
 
 def reserve(nbytes: int, setting: str) -> mmap.mmap:
     """An anonymous private mapping; DeviceError naming ``setting`` if the host has too little memory."""
-    available = _available_bytes()
+    available = available_bytes()
     if available is not None and nbytes > available:
         raise DeviceError(
             f"{setting}: {nbytes} bytes asked, {available} bytes available on this host; lower it"
@@ -195,7 +195,7 @@ def _libc() -> ctypes.CDLL:
     return libc
 
 
-def _available_bytes() -> int | None:
+def available_bytes() -> int | None:
     """Memory available without swapping; None if the system does not report it."""
     with contextlib.suppress(OSError, ValueError), open("/proc/meminfo", encoding="ascii") as lines:
         for line in lines:

@@ -16,7 +16,7 @@ from msgspec import Struct
 from clockwork_serve.devices.base import DeviceConfig
 from clockwork_serve.devices.emulated import BACKENDS as EMULATED
 from clockwork_serve.devices.emulated import device_kind
-from clockwork_serve.errors import ConfigError
+from clockwork_serve.errors import ConfigError, install_advice
 
 BACKENDS: Final[dict[str, tuple[str, ...]]] = {
     "cpu": ("onnx", "python"),
@@ -77,7 +77,8 @@ def check_torch(device: str) -> None:
     """Raise :class:`ConfigError` unless torch is installed."""
     if importlib.util.find_spec("torch") is None:
         raise ConfigError(
-            f"device {device}: expected torch to be installed; found none; install clockwork-serve[torch]"
+            f"device {device}: expected torch to be installed; found none; "
+            f"{install_advice('clockwork-serve[torch]')}"
         )
 
 

@@ -317,7 +317,7 @@ class TorchDevice:
         self._accelerator = accelerator or (Cuda(config) if config.kind == "cuda" else Accelerator(config))
         pages = self._accelerator.memory_bytes() // page_bytes
         if pages < 1:
-            raise DeviceError(f"memory_bytes: expected at least one page of {page_bytes} bytes; raise it")
+            raise DeviceError(f"device_memory: expected at least one page of {page_bytes} bytes; raise it")
         self._config = config
         self._arena = self._accelerator.arena(pages * page_bytes)
         self._area = self._accelerator.area(config.io_bytes)

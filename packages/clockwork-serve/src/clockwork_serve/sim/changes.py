@@ -18,7 +18,7 @@ from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import LEAST_PRIORITY, Request
 from clockwork_serve.sim.counterfactual import Change, Scene, Traffic
 from clockwork_serve.sim.remedies import MOST_URGENT, RequestCase
-from clockwork_serve.units import GIB, KIB, MIB, ms
+from clockwork_serve.units import GIB, KIB, MIB, ms, plain
 
 SLO_MS_MAX: Final = 86_400_000.0
 DEVICES_MAX: Final = 64
@@ -92,7 +92,7 @@ class _Reader:
     def slo(self, _: str, value: str) -> str:
         slo_ms = _number("slo", value, 0.1, SLO_MS_MAX)
         self._edits["deadline_ns"] = self._case.request.arrival_ns + ms(slo_ms)
-        return f"an SLO of {slo_ms:g} ms"
+        return f"an SLO of {plain(round(slo_ms, 3))} ms"
 
     def priority(self, _: str, value: str) -> str:
         self._edits["priority"] = priority = int(_number("priority", value, MOST_URGENT, LEAST_PRIORITY, 1))
@@ -149,7 +149,9 @@ class _Reader:
         times = _number(what, value, 0.0, TIMES_MAX)
         self._most *= max(1.0, times)
         if self._most > TIMES_MAX:
-            raise ConfigError(f"{what}: expected at most {TIMES_MAX:g} times the requests in all; found more")
+            raise ConfigError(
+                f"{what}: expected at most {plain(TIMES_MAX)} times the requests in all; found more"
+            )
         self._traffic.append(replace(traffic, times=times))
         return f"no other requests{whose}" if not times else f"{times:g} times the requests{whose}"
 
@@ -189,7 +191,9 @@ def _number(what: str, text: str, least: float, most: float, step: int = 0) -> f
     whole = "a whole number" if step else "a number"
     found = float(text) if re.fullmatch(r"\d{1,12}" if step else r"\d{1,12}(\.\d{1,12})?", text) else -1.0
     if not least <= found <= most:
-        raise ConfigError(f"{what}: expected {whole} from {least:g} to {most:g}; found {text!r:.40}")
+        raise ConfigError(
+            f"{what}: expected {whole} from {plain(least)} to {plain(most)}; found {text!r:.40}"
+        )
     return found
 
 

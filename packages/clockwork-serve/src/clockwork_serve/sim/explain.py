@@ -41,7 +41,7 @@ from clockwork_serve.sim.remedies import (
     smallest_slo,
 )
 from clockwork_serve.telemetry import JournalHead, Step, Torn, read_records
-from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_S, to_ms
+from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_S, plain, to_ms
 
 LEAD_NS: Final = 2 * NS_PER_S
 """What was measured so long before a request is known to those who try remedies."""
@@ -549,7 +549,7 @@ class _Story:
 
     def _sentence(self) -> str:
         request, answer = self._request, self.answer
-        slo = f"{to_ms(request.slo_ns):g} ms"
+        slo = f"{plain(round(to_ms(request.slo_ns), 3))} ms"
         if answer is None:
             return f"It has no answer in this journal; its SLO was {slo}."
         after = f"{self._ms(self.answered_ns):.1f} ms after it came"

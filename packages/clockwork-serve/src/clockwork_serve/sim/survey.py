@@ -54,6 +54,7 @@ class Which(enum.StrEnum):
     """Which requests are asked about."""
 
     REFUSED = "refused"
+    """And those that failed, which are counted apart from them."""
     LATE = "late"
     SLOW = "slow"
     """Answered in time, after more than half of the SLO."""
@@ -219,7 +220,9 @@ def _report(
         models[one[1].model] += 1
         if cause is SurveyCause.COMPUTE:
             seconds[(one[3] - found.began_ns) // NS_PER_S] += 1
-    lines = [f"{len(chosen):,} of {answered:,} requests were {which.value}."]
+    failed = sum(one[2].outcome is Outcome.FAILED for one in chosen)
+    also = f", and {failed:,} failed" if failed else ""
+    lines = [f"{len(chosen) - failed:,} of {answered:,} requests were {which.value}{also}."]
     for cause, count in causes.most_common():
         named = ", ".join(f"{name} {many:,}" for name, many in names[cause].most_common(NAMED))
         text = f"  {cause.value}: {count:,} ({named}{', ...' if len(names[cause]) > NAMED else ''})"

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from clockwork_serve.errors import described
+from clockwork_serve.errors import described, install_advice
 from clockwork_serve.store.settings import problem
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class EtcdDocuments:
         except ImportError as error:
             raise problem(
                 "lease", expected="the library that speaks to etcd", found=described(error),
-                advice="pip install 'clockwork-serve[etcd]'",
+                advice=install_advice("clockwork-serve[etcd]"),
             ) from None  # fmt: skip
         authority, certificate, key = (
             os.environ.get(f"ETCDCTL_{name}") for name in ("CACERT", "CERT", "KEY")

@@ -30,7 +30,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 
-from clockwork_serve.errors import FORBIDDEN, described
+from clockwork_serve.errors import FORBIDDEN, described, install_advice
 from clockwork_serve.integrity import file_digest, hash_of, sealed, unsealed
 from clockwork_serve.store.settings import Problem, ProblemError, problem
 from clockwork_serve.units import MIB
@@ -215,7 +215,7 @@ class FsspecFiles:
             raise problem(
                 "store", expected="a folder, or a URL that fsspec and the library for it reach",
                 found=f"{url} ({described(error)})",
-                advice="pip install 'clockwork-serve[store]' and, for s3://, s3fs",
+                advice=f"{install_advice('clockwork-serve[store]')}; for s3:// also pip install s3fs",
             ) from None  # fmt: skip
         self._root = root.rstrip("/")
 

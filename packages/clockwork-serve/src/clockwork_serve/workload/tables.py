@@ -12,7 +12,7 @@ from msgspec.structs import force_setattr
 
 from clockwork_serve.errors import ConfigError, did_you_mean
 from clockwork_serve.messages import Quota
-from clockwork_serve.units import NS_PER_S, ms
+from clockwork_serve.units import NS_PER_S, ms, plain
 
 # ------------------------------------------------------------
 # The one form of messages about scenarios and traces; it never decides what is wrong.
@@ -206,7 +206,7 @@ class LoadTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 raise unfit(field, f'a value with arrivals = "{self.arrivals}"', None, "add it")
         if self.stop_s is not None and self.stop_s <= self.start_s:
             raise unfit(
-                "stop_s", f"more than start_s = {self.start_s:g}", self.stop_s, "stop after the start"
+                "stop_s", f"more than start_s = {plain(self.start_s)}", self.stop_s, "stop after the start"
             )
         for field, other in (("on_s", "off_s"), ("off_s", "on_s")):
             if field in given and other not in given:
@@ -402,7 +402,7 @@ def require_between(record: Struct, fields: Iterable[str], least: float, most: f
     for field in fields:
         value = getattr(record, field)
         if value is not None and not (math.isfinite(value) and least <= value <= most):
-            raise unfit(field, f"a number in {least:g}..{most:g}", value, "correct it")
+            raise unfit(field, f"a number in {plain(least)}..{plain(most)}", value, "correct it")
 
 
 def require_text(record: Struct, fields: Iterable[str]) -> None:
@@ -418,7 +418,7 @@ def require_above(record: Struct, fields: Iterable[str], bound: float) -> None:
     for field in fields:
         value = getattr(record, field)
         if value is not None and not (math.isfinite(value) and value > bound):
-            raise unfit(field, f"a number > {bound:g}", value, "correct it")
+            raise unfit(field, f"a number > {plain(bound)}", value, "correct it")
 
 
 def require_finite(record: Struct, fields: Iterable[str], least: float = -math.inf) -> None:
@@ -426,7 +426,7 @@ def require_finite(record: Struct, fields: Iterable[str], least: float = -math.i
     for field in fields:
         value = getattr(record, field)
         if value is not None and not (math.isfinite(value) and value >= least):
-            wanted = "a finite number" if least == -math.inf else f"a number >= {least:g}"
+            wanted = "a finite number" if least == -math.inf else f"a number >= {plain(least)}"
             raise unfit(field, wanted, value, "correct it")
 
 

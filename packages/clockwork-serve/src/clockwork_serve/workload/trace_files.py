@@ -17,7 +17,7 @@ import numpy as np
 from msgspec import Struct
 
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.units import NS_PER_S, ms
+from clockwork_serve.units import NS_PER_S, ms, plain
 from clockwork_serve.workload.processes import Floats, Ints
 from clockwork_serve.workload.tables import NO_SLO_MS, found
 
@@ -198,7 +198,7 @@ def seconds(path: Path, line: int, field: str, text: bytes) -> int:
     except ValueError:
         value = math.nan
     if not abs(value) < _MOST_S:
-        raise wrong(path, line, field, f"seconds, of less than {_MOST_S:g}", text, "correct the row")
+        raise wrong(path, line, field, f"seconds, of less than {plain(_MOST_S)}", text, "correct the row")
     return round(value * NS_PER_S)
 
 
@@ -247,7 +247,9 @@ def slo_of(path: Path, line: int, text: bytes) -> int:
     except ValueError:
         value = math.nan
     if not 0.001 <= value <= NO_SLO_MS:
-        raise wrong(path, line, "slo_ms", f"milliseconds, 0.001 to {NO_SLO_MS:g}", text, "correct the row")
+        raise wrong(
+            path, line, "slo_ms", f"milliseconds, 0.001 to {plain(NO_SLO_MS)}", text, "correct the row"
+        )
     return ms(value)
 
 
@@ -261,7 +263,9 @@ def _rows_json(path: Path) -> Iterator[Call]:
                 path, number, "row", '{"timestamp": MS, ...}', line, f"correct it ({error})"
             ) from None
         if not 0 <= at_ms < _MOST_S * 1e3:
-            raise wrong(path, number, "timestamp", f"ms, less than {_MOST_S * 1e3:g}", at_ms, "correct it")
+            raise wrong(
+                path, number, "timestamp", f"ms, less than {plain(_MOST_S * 1e3)}", at_ms, "correct it"
+            )
         yield number, ms(at_ms), b"", 0
 
 

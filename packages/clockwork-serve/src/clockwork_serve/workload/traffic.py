@@ -22,7 +22,7 @@ import numpy as np
 from msgspec import Struct
 
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.units import NS_PER_S, counted
+from clockwork_serve.units import NS_PER_S, counted, plain
 from clockwork_serve.workload.processes import Ints
 from clockwork_serve.workload.tables import MOST_RPS
 from clockwork_serve.workload.trace_files import header_of, instant, lines, seconds, slo_of, wrong
@@ -498,7 +498,7 @@ class ClientRatesTraffic:
         except ValueError:
             value = math.nan
         if not 0 <= value <= most:
-            raise wrong(file, line, field, f"a number in 0..{most:g}", text, "correct the row")
+            raise wrong(file, line, field, f"a number in 0..{plain(most)}", text, "correct the row")
         return value
 
     def notes(self) -> list[str]:

@@ -13,7 +13,7 @@ from msgspec import Struct, structs
 
 from clockwork_serve.apps.plan.report import PlanQuestion
 from clockwork_serve.apps.simulate import SimulationQuestion, play
-from clockwork_serve.errors import ConfigError
+from clockwork_serve.errors import ConfigError, install_advice
 from clockwork_serve.messages import Answer, ControllerEffect, ControllerEvent, Outcome, Request
 from clockwork_serve.telemetry.top import Reading
 from clockwork_serve.units import MIB, NS_PER_S, counted, to_ms
@@ -222,7 +222,7 @@ def measured_ends(
     except ModuleNotFoundError:
         raise ConfigError(
             "check: expected clockwork-lab, which sends requests, to be installed; found none; "
-            "in a clone of Clockwork Serve's repository: pip install ./packages/clockwork-lab"
+            f"{install_advice('clockwork-lab')}"
         ) from None
     options = plan.Options(url=url, seed=seed, traces=traces, headers=tuple(headers), ca=ca)
     load: Any = plan.make_plan(scenario, options)

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
+from clockwork_serve.devices.arena import available_bytes
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve.supervisor.processes import workers_of
 from clockwork_serve.units import MIB
@@ -35,6 +36,7 @@ WORKER_FILES: Final = 40
 GATEWAY_FILES: Final = 42  # with 16 connections, of clients or to accept next
 
 TORCH_KINDS: Final = ("torch-cpu", "cuda")
+HOST_KINDS: Final = ("cpu", "torch-cpu")  # whose memory is the host's
 _amount: Final = attrgetter("amount")
 _UNLIMITED: Final = 1 << 62
 _log = logging.getLogger(__name__)
@@ -52,8 +54,9 @@ def check_limits(settings: Settings, devices: tuple[DeviceConfig, ...], *, joini
     """Raise soft limits that are too low for these settings, for this process and those that it starts.
 
     ``joining``: of a server elsewhere there are only these devices here, or, without any, gateways. Raises
-    :class:`ConfigError` if a hard limit is too low.
+    :class:`ConfigError` if a hard limit is too low, or a device's memory is more than the host has left.
     """
+    _check_memory(devices)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY:
         need = max(address_needs(settings, devices, address_space_bytes(), joining=joining), key=_amount)
@@ -80,6 +83,16 @@ def check_limits(settings: Settings, devices: tuple[DeviceConfig, ...], *, joini
             "max_connections: %d wanted, but the system allows a process %d files (ulimit -n)",
             settings.max_connections, hard,
         )  # fmt: skip
+
+
+def _check_memory(devices: tuple[DeviceConfig, ...]) -> None:
+    available = available_bytes()
+    for each in devices:
+        if each.kind in HOST_KINDS and available is not None and each.memory_bytes > available:
+            raise ConfigError(
+                f"device_memory: expected at most {available // MIB} MiB, which are available on this host; "
+                f"found {_mib(each.memory_bytes)} for {each.device}; lower it"
+            )
 
 
 def address_needs(

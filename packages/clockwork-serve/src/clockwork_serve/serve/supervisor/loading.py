@@ -333,7 +333,7 @@ class Loader:
         if name not in await asyncio.to_thread(_names, self._repository, self._store):
             raise NotInRepository(
                 f"failed to {verb} '{name}', failed to poll from model repository: no model of that name; "
-                "see its index"
+                "what there is: clockwork models list"
             )
 
     # Devices

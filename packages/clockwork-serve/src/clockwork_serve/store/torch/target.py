@@ -8,9 +8,10 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+from clockwork_serve.errors import install_advice
 from clockwork_serve.store.settings import problem
 
-INSTALL = "install clockwork-serve[torch]"
+INSTALL = install_advice("clockwork-serve[torch]")
 
 
 def torch_version(version_of: Callable[[str], str] = metadata.version) -> str:
