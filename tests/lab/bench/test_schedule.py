@@ -71,7 +71,7 @@ def test_an_slo_that_changes_is_known_beforehand(tmp_path: Path) -> None:
     ("text", "more", "said"),
     [
         (STEADY.replace("seconds = 1", "seconds = 9\nwarmup_s = 5"), {"seconds": 4}, "duration: expected"),
-        (STEADY, {"rate_scale": 1e6}, r"rate_scale: 1e\+06 makes loads\[0\].rate_rps: expected a number"),
+        (STEADY, {"rate_scale": 1e6}, r"rate_scale: 1000000 makes loads\[0\].rate_rps: expected a number"),
         (STEADY, {"most": 99}, "expected at most 99 requests in one run, found more; give --duration"),
     ],
 )  # fmt: skip

@@ -157,7 +157,8 @@ def _done(name: str, what: str, *, as_json: bool) -> None:
 def ask(target: Target, path: str, body: dict[str, object]) -> Any:
     """POST to a server; its JSON response. Raises ``ClockworkError`` with the server's error message."""
     status, phrase, data = exchange(target, "POST", path, HTTP_PORT, msgspec.json.encode(body))
-    if status == 404 and error_in(data, phrase).startswith(("no such path", "Not Found")):  # of the path, not of a model
+    wrong = error_in(data, phrase).startswith(("no such path", "Not Found"))  # not an unknown model
+    if status == 404 and wrong:
         raise another_port(target.url, HTTP_PORT, f"{status}: {error_in(data, phrase)}")
     if status != 200:
         raise ClockworkError(f"the server answered {status}: {error_in(data, phrase)}")
