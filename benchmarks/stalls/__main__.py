@@ -106,9 +106,11 @@ def ends(seen: Iterable[Seen]) -> Counter[str]:
     return Counter(one.status for one in seen)
 
 
-def judge_books(outcome: Outcome, part: str, server: Server, seen: list[Seen], *, whole: bool) -> None:
+def judge_books(
+    outcome: Outcome, part: str, server: Server, seen: list[Seen], *, whole: bool, ca: Path | None = None
+) -> None:
     """What the metrics say must be what the clients saw; ``whole``: nobody who counts was replaced."""
-    metrics = read_metrics(server.facts["metrics"], 10)
+    metrics = read_metrics(server.facts["metrics"], 10, ca)
     received = total(metrics, "clockwork_requests_received_total")
     known = total(metrics, "clockwork_requests_total") + total(metrics, "clockwork_requests_open")
     outcome.judge(
@@ -186,13 +188,15 @@ def play_tls(server: Server, seconds: float, seed: int, authority: Path) -> dict
 
 
 def judge_players(
-    outcome: Outcome, part: str, server: Server, players: dict[str, Player], *, before: dict[str, int] | None
-) -> None:
+    outcome: Outcome, part: str, server: Server, players: dict[str, Player], *,
+    before: dict[str, int] | None, ca: Path | None = None,
+) -> None:  # fmt: skip
     """What clients saw until their end; ``before``: the processes that there were, if some were stopped."""
     seen = {protocol: player.seen() for protocol, player in players.items()}
     whole = before is not None and server.pids() == before
     judge_lateness(outcome, part, seen)
-    judge_books(outcome, part, server, [one for some in seen.values() for one in some], whole=whole)
+    all_seen = [one for some in seen.values() for one in some]
+    judge_books(outcome, part, server, all_seen, whole=whole, ca=ca)
 
 
 def stops(outcome: Outcome, folder: Path, seconds: float, seed: int) -> None:
@@ -217,7 +221,7 @@ def stops_with_tls(outcome: Outcome, folder: Path, seconds: float, seed: int) ->
         before = server.pids()
         players = play_tls(server, seconds, seed, ca)
         count = _stop_often(server, seconds, seed)
-        judge_players(outcome, f"{count} stops, TLS", server, players, before=before)
+        judge_players(outcome, f"{count} stops, TLS", server, players, before=before, ca=ca)
 
 
 def _stop_often(server: Server, seconds: float, seed: int) -> int:

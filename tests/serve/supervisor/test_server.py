@@ -242,7 +242,7 @@ def test_a_repository_with_nothing_to_serve_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_process_that_cannot_run_is_reported_with_its_last_lines(place: Path) -> None:
-    huge = DeviceConfig(device="cpu:0", memory_bytes=1 << 50)
+    huge = DeviceConfig(device="cpu:0", io_bytes=1 << 50)
     lines: list[str] = []
     with pytest.raises(StartError, match=r"worker-cpu:0 cannot run"):
         start(config(place, devices=(huge,)), on_line=lines.append)
