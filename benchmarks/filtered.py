@@ -54,6 +54,8 @@ def readiness(url: str) -> str:
             return ""
     except urllib.error.HTTPError as error:
         return str(json.load(error)["error"])
+    except urllib.error.URLError as error:  # it has no port yet
+        return str(error)
 
 
 def load(url: str, seconds: float) -> Report:
