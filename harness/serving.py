@@ -77,7 +77,7 @@ class Serving:
 
 
 def read_metrics(url: str, timeout_s: float = 30.0, ca: Path | None = None) -> Metrics:
-    """All samples of one page by name and labels; ``ca``: who signed its server. OSError if nobody answers."""
+    """All samples of one page by name and labels; ``ca``: its authority. OSError if nobody answers."""
     trust = None if ca is None else ssl.create_default_context(cafile=ca)
     with urllib.request.urlopen(url, timeout=timeout_s, context=trust) as response:  # noqa: S310 (of ours)
         text = response.read().decode()
