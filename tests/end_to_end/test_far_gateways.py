@@ -256,6 +256,13 @@ def test_a_build_of_no_neighbouring_protocol_is_told_both_versions_and_comes_aga
         assert found.process.poll() is None
 
 
+def is_open(url: str) -> bool:
+    try:
+        return call(url, "/v2/health/live").status == 200
+    except OSError:
+        return False
+
+
 def test_a_gateway_whose_certificate_names_another_address_accepts_nothing_and_says_so(
     place: Place, tmp_path: Path
 ) -> None:
@@ -266,6 +273,7 @@ def test_a_gateway_whose_certificate_names_another_address_accepts_nothing_and_s
             "it says so by itself", lambda: found.heard("workers will get no tensors") and found.heard(reason)
         )
         until("a worker says so", lambda: found.heard("no worker gets tensors from this gateway"))
+        until("its port is open", lambda: is_open(found.url))
         assert reason in call(found.url, "/v2/health/ready").json["error"]
         for _ in range(5):
             response, _ = ask(found, slo_ms=60_000)
