@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trustme
@@ -13,9 +15,9 @@ from clockwork_serve.serve.remote.tensor_server import TensorServer
 from harness.ports import free_port
 from tests.serve.certificates import certificates
 from tests.serve.links import until
-from tests.serve.proxy import proxy
+from tests.serve.proxy import Proxy, proxy
 from tests.serve.remote.machine_links import ours
-from tests.serve.remote.tensor_ends import Worker, ends, over
+from tests.serve.remote.tensor_ends import Gateway, Worker, ends, over
 
 GATEWAY = "b.gateway-0"
 YES = TensorsReached(gateway=GATEWAY, ok=True)
@@ -29,6 +31,17 @@ async def told(worker: Worker) -> TensorsReached:
     """What it reports next."""
     await until(lambda: worker.reached)
     return worker.reached.pop(0)
+
+
+@asynccontextmanager
+async def reached_by_proxy(folder: Path) -> AsyncIterator[tuple[Gateway, Worker, Proxy]]:
+    """A worker that reaches a gateway, and what is between them."""
+    async with ends(folder, silence_s=0.5) as (gateway, worker):
+        with proxy(gateway.port) as between:
+            gateway.slots.server = f"127.0.0.1:{between.port}"
+            worker.tensors.offered(offer(gateway.slots.server))
+            assert await told(worker) == YES
+            yield gateway, worker, between
 
 
 async def test_a_gateway_is_reached_once_it_has_answered_and_said_again_to_the_next_leader(
@@ -61,37 +74,27 @@ async def test_a_gateway_that_nobody_reaches_is_tried_until_it_is_reached(tmp_pa
 
 
 async def test_a_short_cut_is_not_reported_and_a_long_one_is_and_ends_what_waits(tmp_path: Path) -> None:
-    async with ends(tmp_path, silence_s=0.5) as (gateway, worker):
-        with proxy(gateway.port) as between:
-            there = f"127.0.0.1:{between.port}"
-            gateway.slots.server = there
-            worker.tensors.offered(offer(there))
-            assert await told(worker) == YES
-            between.reset()
-            assert await told(worker) == YES, "by the next connection"
-            between.target = free_port()
-            between.reset()
-            assert worker.tensors.bring(over(1, gateway.ask(b"x")))
-            found = await told(worker)
-            assert not found.ok
-            result = await worker.result()
-            assert result.status is Status.INPUT_GONE
-            assert result.message == found.why
-            between.target = gateway.port
-            assert await told(worker) == YES
+    async with reached_by_proxy(tmp_path) as (gateway, worker, between):
+        between.reset()
+        assert await told(worker) == YES, "by the next connection"
+        between.target = free_port()
+        between.reset()
+        assert worker.tensors.bring(over(1, gateway.ask(b"x")))
+        found = await told(worker)
+        assert not found.ok
+        result = await worker.result()
+        assert result.status is Status.INPUT_GONE
+        assert result.message == found.why
+        between.target = gateway.port
+        assert await told(worker) == YES
 
 
 async def test_a_cut_is_found_though_nothing_is_asked_for(tmp_path: Path) -> None:
-    async with ends(tmp_path, silence_s=0.5) as (gateway, worker):
-        with proxy(gateway.port) as between:
-            there = f"127.0.0.1:{between.port}"
-            gateway.slots.server = there
-            worker.tensors.offered(offer(there))
-            assert await told(worker) == YES
-            between.cut()
-            assert not (await told(worker)).ok
-            between.heal()
-            assert await told(worker) == YES
+    async with reached_by_proxy(tmp_path) as (_, worker, between):
+        between.cut()
+        assert not (await told(worker)).ok
+        between.heal()
+        assert await told(worker) == YES
 
 
 async def test_a_gateway_of_the_worker_s_own_host_needs_no_trial(tmp_path: Path) -> None:
