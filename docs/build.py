@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 STAGE = ROOT / "build" / "site"
 AROUND = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
-SUFFIXES = {".md", ".png", ".svg"}
+SUFFIXES = {".md", ".json", ".png", ".svg"}
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])+)\]\(([^)\s]+)\)")
 
 
