@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -88,8 +88,8 @@ HEAD: Final = (
     "fault", "what", "when", "sent", "good", "no", "lost", "reset", "no door", "twice", "late", "overdue",
     "first good ms", "90 % ms", "in time % before, during, after", "MiB", "files", "verdict",
 )  # fmt: skip
-_WORDS: Final = 2
-"""Columns that are words, and are aligned to the left on a page; also the first."""
+PAGE_HEAD: Final = ("fault", "what, when", "good of sent", "no", "connections", "first good ms", "90 % ms")
+_PAGE_RULE: Final = ("---", "---", "--:", "--:", "--:", "--:", "--:")
 
 
 class Kills(Struct, kw_only=True):
@@ -144,6 +144,32 @@ def cells(one: Result) -> list[str]:
     ]  # fmt: skip
 
 
+def page_cells(one: Result) -> list[str]:
+    """One row of a page, which has only the columns that differ between faults; see :func:`elsewhere`."""
+    begin = [one.name, f"{one.what}, {one.when}"]
+    if one.status == NOT_MEASURED:
+        return [*begin, *["-"] * (len(PAGE_HEAD) - len(begin))]
+    ends = one.ends
+    cut = [f"{ends.reset} reset"] * bool(ends.reset) + [f"{ends.refused} no door"] * bool(ends.refused)
+    return [
+        *begin, f"{ends.good}/{ends.sent}", f"{ends.rejected + ends.expired + ends.failed}", ", ".join(cut),
+        _ms(one.first_good_ms), _ms(one.whole_ms),
+    ]  # fmt: skip
+
+
+def elsewhere(results: Sequence[Result]) -> str:
+    """What is 0 for nearly every fault, and for which it is not."""
+    counts: dict[str, Callable[[Result], int]] = {
+        "lost": lambda one: one.ends.lost, "twice": lambda one: one.twice,
+        "late": lambda one: one.late_as_good, "overdue": lambda one: one.overdue,
+    }  # fmt: skip
+    found = []
+    for what, count in counts.items():
+        where = [f"{count(one)} (`{one.name}`)" for one in results if count(one)]
+        found.append(f"{what}: {', '.join(where) or '0 in every row'}")
+    return f"{'; '.join(found)}."
+
+
 def text(results: Sequence[Result]) -> str:
     """For a terminal, with what is wrong below."""
     narrow = [[row[0], *row[3:]] for row in map(cells, results)]
@@ -163,17 +189,18 @@ def markdown(record: Record) -> str:
     form = "the short form" if record.short else "the whole"
     lines = [f"Machine: {record.machine}. `{record.command}`, {form}.", ""]
     if record.results:
-        rule = ["---"] * (_WORDS + 1) + ["--:"] * (len(HEAD) - _WORDS - 2) + ["---"]
-        lines += [page_row(HEAD), page_row(rule)]
-        lines += [page_row(cells(one)) for one in record.results]
+        lines += [page_row(PAGE_HEAD), page_row(_PAGE_RULE), *map(page_row, map(page_cells, record.results))]
+        lines += ["", f"- {elsewhere(record.results)}"]
         broken = [one for one in record.results if one.wrong]
-        lines += ["", *(f"- `{one.name}`: {'; '.join(map(_line, one.wrong))}" for one in broken)]
+        lines += [f"- `{one.name}` BROKEN: {'; '.join(map(_line, one.wrong))}" for one in broken]
         skipped = [one for one in record.results if one.status == NOT_MEASURED]
         lines += [f"- `{one.name}` was not measured: {'; '.join(one.notes)}" for one in skipped]
     for kills in record.kills:
-        head = [("", "asked", "found", "kept"), ["---"] * 4]
-        rows = [(what, asked, found, "yes" if good else "**no**") for what, asked, found, good in kills.rows]
-        lines += ["", f"**{kills.name}**", "", *map(page_row, [*head, *rows])]
+        rows = [
+            f"{what}: {found} (asked {asked}{'' if good else '; **BROKEN**'})"
+            for what, asked, found, good in kills.rows
+        ]
+        lines.append(f"- **{kills.name}**: {'; '.join(rows)}.")
     return "\n".join(lines) + "\n"
 
 

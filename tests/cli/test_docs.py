@@ -39,7 +39,7 @@ def test_a_page_is_found_by_its_name_and_by_a_link_to_it(name: str, cli: Cli) ->
 
 
 def test_a_page_for_machines(cli: Cli) -> None:
-    assert cli("docs", "soak", "--json").json["text"] == (DOCS / "develop" / "soak.md").read_text()
+    assert cli("docs", "faults", "--json").json["text"] == (DOCS / "develop" / "faults.md").read_text()
 
 
 @pytest.mark.parametrize(

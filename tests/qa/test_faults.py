@@ -137,7 +137,8 @@ def test_results_become_a_page_and_a_file_and_are_read_again(tmp_path: Path) -> 
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
-    assert "| name |  |  | 400 | 400 | 0 | 0 | 0 | 0 |" in text
+    assert "| name | ,  | 400/400 | 0 |  |" in text
+    assert "- lost: 0 in every row; twice: 0 in every row;" in text
     assert "`clock` was not measured: not permitted" in text
     assert "1 of 2 faults: every promise kept; broken: none" in table.text(record.results)
 

@@ -19,19 +19,22 @@ from tests.end_to_end.triton.http_wire import wires
 PAGE = Path(__file__).parents[3] / "docs" / "use" / "differences.md"
 LIST = Path(__file__).with_name("differences.toml")
 WIDTH = 118
+CELL = 60
+SHOWN = 4
+"""Requests that a row of the page names; the list has all."""
 HEAD = """\
 # Differences from Triton
 
-The same {asked} requests, good and bad, went to Triton 2.51 and to this server, both with one and the same
+The same {asked} requests, good and bad, went to Triton 2.51 and to this server, both with the same
 [model repository](model-repository.md). {equal} of them got the same answer, and {differ} another one. Each
-of those is here with its reason. This page is made from the list that a test compares with both servers: a
-difference that is not here fails it, and so does one that is no more. `make triton` runs it (x86-64, glibc
-2.35 or later, Python 3.11 or 3.12); `make test` does too where it can.
+difference is here with its reason; a row names at most {shown} requests. All of them are in
+[a list](../../tests/end_to_end/triton/differences.toml) that a test compares with both servers. It fails if
+a difference is missing, or is one no longer: `make triton` (x86-64, glibc 2.35 or later, Python 3.11 or
+3.12), and `make test` where it can.
 
 Compared are the status; of a good answer each field of its JSON, each byte of its tensors, `Content-Type`,
 `Content-Encoding` and `Inference-Header-Content-Length`; of a bad one that there is an `error` with words.
-
-Not compared are those words, clocks, and what this server says more in every answer: the durations among the
+Not compared are those words, clocks, and what this server adds to every answer: the durations among the
 `parameters` of a good one, `outcome` and `reason` of a bad one, and the header `Clockwork-Request-Id`.
 """
 
@@ -75,7 +78,7 @@ def listed() -> dict[str, tuple[str, str]]:
 def page() -> str:
     """The page of the documentation."""
     asked, differ = len(cases()) + len(deadly_cases()), len(listed())
-    parts = [HEAD.format(asked=asked, differ=differ, equal=asked - differ)]
+    parts = [HEAD.format(asked=asked, differ=differ, equal=asked - differ, shown=SHOWN)]
     for group in groups():
         parts.append(f"\n## {group.title}\n\n{_wrapped(group.reason)}\n")
         parts.append("\n| Triton | here | requests |\n|---|---|---|\n")
@@ -92,13 +95,15 @@ def _by_name(every: Iterable[Case]) -> dict[str, Case]:
 
 def _rows(group: Group) -> Iterator[tuple[tuple[str, str], str]]:
     """Requests with the same pair of answers, in one line."""
-    pairs = dict.fromkeys(group.answers.values())
-    for pair in pairs:
-        yield pair, _plain("; ".join(name for name, answers in group.answers.items() if answers == pair))
+    for pair in dict.fromkeys(group.answers.values()):
+        names = [name for name, answers in group.answers.items() if answers == pair]
+        more = len(names) - SHOWN
+        shown = [*names[:SHOWN], f"and {more} more"] if more > 0 else names
+        yield pair, _plain("; ".join(shown))
 
 
 def _cell(answer: str) -> str:
-    short = answer if len(answer) <= WIDTH else f"{answer[:WIDTH]} …"
+    short = answer if len(answer) <= CELL else f"{answer[:CELL]} …"
     return _plain(short)
 
 
