@@ -7,7 +7,7 @@ import pytest
 from clockwork_lab.released import InternalDeadlines, ReleasedScheduler, settings
 from clockwork_serve.controller import Controller, ControllerConfig
 from clockwork_serve.controller.cluster import ServedModel, Waiter
-from clockwork_serve.controller.life import ANSWER, SEND
+from clockwork_serve.controller.life import ANSWER, SEND, SPENT
 from clockwork_serve.controller.policies.base import Scheduler
 from clockwork_serve.controller.timers import NEVER_NS, Timers
 from clockwork_serve.errors import ConfigError
@@ -228,6 +228,21 @@ def test_what_is_kept_for_queues_and_strategies_that_are_gone_is_dropped() -> No
     scheduler._forget_gone()
     assert list(scheduler._floors) == [queues[1]]
     assert list(scheduler._counts) == [*queues[1].strategies]
+
+
+def test_a_request_that_is_over_is_not_planned_again_when_an_older_one_returns() -> None:
+    made = belief("d0", config=RELEASED)
+    scheduler = ReleasedScheduler(made)
+    served = serve(made, "a")
+    place(made, served, "d0")
+    queue = ask(made, served, slo_ms=100)
+    (newest,) = queue.waiters
+    scheduler.queued(queue)
+    scheduler.schedule(ms(10))
+    scheduler.schedule(ms(200))
+    assert newest.state == SPENT, "it was answered, and its worker still has it"
+    scheduler.queued(queue)
+    assert newest not in scheduler._deadlines
 
 
 def waiter(request_id: str, deadline_ns: int, due_ns: int) -> Waiter:
