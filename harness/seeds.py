@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
+from clockwork_lab import released
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import ControllerEffect, ControllerEvent, Profile
 from clockwork_serve.sim.constants import Cluster
@@ -143,10 +144,10 @@ def random_scenario(
     table = ClusterTable(devices=devices, devices_per_worker=cluster.devices_per_worker)
     faults = _faults(rng, workload, cluster)
     config = replace(_config(rng), quarantine_after=losses_allowed(seed), **hang_settings(seed))
-    if policy is not None:
-        config = replace(config, policy=policy, released=False)
-    if config.open_window:
+    if config.policy == "released":
         faults = [_delay_ends(fault, workload) for fault in faults]
+    if policy is not None:
+        config = replace(config, policy=policy)
     more = (*faults, *killers(seed, workload), *stops(seed, workload, cluster))
     whole = with_restarts(seed, workload, more)
     if not frozen:
@@ -339,14 +340,15 @@ def _long_enough(
 def _config(rng: np.random.Generator) -> ControllerConfig:
     max_batch = int(rng.choice((1, 4, 8, 16)))
     if rng.random() < 0.2:
-        return ControllerConfig.as_released(max_batch=max_batch)
-    return ControllerConfig(
+        return released.settings(max_batch=max_batch)
+    config = ControllerConfig(
         policy=_of(rng, *PLAYED), reject_infeasible=rng.random() < 0.7, max_batch=max_batch,
         look_ahead_ns=ms(rng.uniform(1, 10)), slack_ns=ms(rng.uniform(0, 4)),
         network_ns=ms(rng.uniform(0, 0.4)), retries=int(rng.integers(0, 3)),
-        min_batch_gain=float(rng.choice((0.0, 0.05))), open_window=rng.random() < 0.2,
-        load_negative=rng.random() < 0.2,
+        min_batch_gain=float(rng.choice((0.0, 0.05))),
     )  # fmt: skip
+    rng.random(2)  # two settings were drawn here that are gone: what is drawn next stays the same
+    return config
 
 
 def _truth(rng: np.random.Generator, kinds: list[ZooModel]) -> dict[str, Profile]:

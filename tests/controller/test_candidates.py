@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.cluster import STALE_MIN
 from clockwork_serve.controller.placement import Candidates
 from tests.controller.clusters import ask, belief, place, serve
@@ -58,16 +57,6 @@ def test_what_is_everywhere_or_removed_wants_none() -> None:
     for served in (everywhere, removed):
         ask(made, served, count=50)
         assert not candidates.rank(served)
-
-
-def test_as_released_every_model_that_is_asked_for_wants_one() -> None:
-    made = belief("d0", "d1", config=ControllerConfig.as_released())
-    candidates = Candidates(made)
-    served = serve(made, "a")
-    place(made, served, "d0")
-    ask(made, served)
-    assert candidates.rank(served)
-    assert candidates.priority(served) < 0
 
 
 def test_stale_entries_do_not_pile_up() -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clockwork_serve.controller.cluster import ServedModel, Waiter
-from clockwork_serve.controller.deadlines import BUCKET_BITS, Deadlines, InternalDeadlines
+from clockwork_serve.controller.deadlines import BUCKET_BITS, Deadlines
 from clockwork_serve.controller.life import ANSWER, ANSWERED, SEND
 from clockwork_serve.controller.timers import NEVER_NS, Timers
 from clockwork_serve.messages import Request
@@ -15,9 +15,9 @@ from tests.controller.honest import CODE, model
 QUEUE = ServedModel(model("a"), CODE, 1).open("", 1, 2, alone=False)
 
 
-def waiter(name: str, deadline_ns: int, due_ns: int | None = None) -> Waiter:
+def waiter(name: str, deadline_ns: int) -> Waiter:
     request = Request(request_id=name, gateway="g", model="a/1", arrival_ns=0, deadline_ns=deadline_ns)
-    return Waiter(request, deadline_ns if due_ns is None else due_ns, request.slo_ns, 1, QUEUE)
+    return Waiter(request, deadline_ns, request.slo_ns, 1, QUEUE)
 
 
 def test_an_answered_request_needs_no_timer() -> None:
@@ -80,27 +80,3 @@ def test_any_history_agrees_with_a_plain_list(steps: list[tuple[str, int]]) -> N
             assert timers.next_ns() == deadlines.at_ns
         deadlines.check(waiting)
         assert all(deadlines.at_ns <= one.request.deadline_ns for one in waiting)
-
-
-def test_as_released_a_request_that_waits_hears_at_its_due_time() -> None:
-    deadlines = InternalDeadlines(Timers())
-    early, floored = waiter("r1", 100, due_ns=95), waiter("r2", 80, due_ns=97)
-    deadlines.add(floored)
-    deadlines.add(early)
-    assert deadlines.at_ns == 95
-    assert deadlines.passed(94) == []
-    assert deadlines.passed(95) == [early]
-    assert deadlines.passed(97) == [floored]
-
-
-def test_as_released_a_request_that_was_sent_hears_at_its_deadline() -> None:
-    deadlines = InternalDeadlines(Timers())
-    sent, over = waiter("r1", 100, due_ns=95), waiter("r2", 100, due_ns=95)
-    for one in (sent, over):
-        deadlines.add(one)
-        one.step(SEND)
-    over.step(ANSWER)
-    assert deadlines.passed(95) == []
-    deadlines.correct()
-    assert deadlines.at_ns == 100
-    assert deadlines.passed(100) == [sent]

@@ -334,14 +334,5 @@ def test_no_hope_rests_on_a_batch_smaller_than_the_policy_will_run(batch: int, r
     assert world.answers[waiting].reason is reason, "10 ms to go; batch 1 takes 10 ms, batch 8 38 ms"
 
 
-def test_the_released_policy_has_the_published_numbers() -> None:
-    assert ControllerConfig.as_released(max_batch=4, expected_devices=3) == ControllerConfig(
-        policy="paper", reject_infeasible=False, slack_ns=ms(5), floor_ns=ms(10), network_ns=ms(1),
-        look_ahead_ns=ms(5), max_batch=4, min_batch_gain=0.0, load_negative=True, open_window=True,
-        released=True, hang_ns=0, expected_devices=3, estimate_window=10, estimate_quantile=0.99,
-        capacity_ns=ms(100),
-    )  # fmt: skip
-
-
 def test_an_estimate_may_be_the_largest_of_all() -> None:
     assert ControllerConfig(estimate_quantile=1.0).estimate_quantile == 1

@@ -223,4 +223,4 @@ def test_a_change_of_what_is_saved_raises_the_format(saved: bytes):
     found = hashlib.sha256(msgspec.json.encode(fields)).hexdigest()[:12]
 
     # Another one? Then raise ``state.FORMAT``, and note here what was found.
-    assert (state.FORMAT, found) == (13, "430c6abd9ba5")
+    assert (state.FORMAT, found) == (14, "f4daae0f77da")

@@ -7,6 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from clockwork_lab import released
 from clockwork_serve.controller import POLICIES, ControllerConfig
 from clockwork_serve.messages import (
     Cancel,
@@ -43,7 +44,7 @@ class ControllerMachine(RuleBasedStateMachine):
                 policy=policy, reject_infeasible=reject, max_batch=max_batch, quarantine_after=after
             )
         else:
-            config = ControllerConfig.as_released(max_batch=max_batch)
+            config = released.settings(max_batch=max_batch)
         self.reject = config.reject_infeasible
         self.world = World(config)
         self.pages = pages

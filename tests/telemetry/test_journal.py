@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.errors import ConfigError
@@ -56,6 +57,15 @@ def test_a_run_begins_with_its_head_which_is_no_step(tmp_path: Path) -> None:
     assert head.started == "2026-01-02T00:00:00.000+00:00"
     assert head.controller_config() == ControllerConfig(max_batch=5)
     assert [step.now_ns for step in read_journal(tmp_path / "j")] == [1, 2]
+
+
+def test_a_setting_that_is_gone_is_read_where_it_was_off() -> None:
+    head = head_of(ControllerConfig(max_batch=5))
+    off, on = [structs.replace(head, config={**head.config, "released": value}) for value in (False, True)]
+
+    assert off.controller_config() == ControllerConfig(max_batch=5)
+    with pytest.raises(ConfigError, match=r"found released, of clockwork .*; replay it with that version"):
+        on.controller_config()
 
 
 @pytest.mark.parametrize("cut", [1, 40])

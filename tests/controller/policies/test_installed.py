@@ -78,11 +78,25 @@ def test_what_is_no_policy_is_refused_with_what_is_wrong(
     assert ended.stderr.count("\n") == 1
 
 
+def test_the_laboratory_s_policy_is_refused_without_it_with_the_line_that_installs_it(
+    tmp_path: Path, path: str
+) -> None:
+    without = tmp_path / "clockwork_lab-0.dist-info"  # found first, it hides the one that is installed
+    without.mkdir()
+    (without / "METADATA").write_text("Metadata-Version: 2.1\nName: clockwork-lab\nVersion: 0\n")
+
+    ended = simulate(tmp_path, path, "released")
+
+    assert ended.returncode == 2
+    assert "expected one of default, paper, " in ended.stderr
+    assert "pip install './packages/clockwork-lab'" in ended.stderr
+
+
 def test_our_policies_are_policies() -> None:
-    from clockwork_serve.controller.policies import SCHEDULERS, ReleasedScheduler
+    from clockwork_serve.controller.policies import SCHEDULERS
 
     names = {name for name in vars(Scheduler) if not name.startswith("_")}
-    for one in (*SCHEDULERS.values(), ReleasedScheduler):
+    for one in SCHEDULERS.values():
         assert names <= {*dir(one)}
 
 

@@ -62,8 +62,6 @@ def test_the_same_policy_changes_nothing() -> None:
     assert controller._scheduler is scheduler
 
 
-def test_one_that_is_not_there_is_named_and_the_released_code_has_no_successor() -> None:
+def test_one_that_is_not_there_is_named() -> None:
     with pytest.raises(ConfigError, match=r"policy: expected one of default, paper.*; found 'best'"):
         Controller(ControllerConfig()).use_policy("best")
-    with pytest.raises(ConfigError, match="found one of the authors' code as released"):
-        Controller(ControllerConfig.as_released()).use_policy("default")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from clockwork_lab import released
 from clockwork_lab.reproduce.fig5 import fig5
 from clockwork_lab.reproduce.figure import Panel, Series, SeriesRole, points
 from clockwork_lab.reproduce.players import (
@@ -36,7 +37,7 @@ def test_every_policy_plays_at_every_cap():
 def test_as_released_differs_from_the_authors_code_in_the_cap_alone():
     for player in players():
         if player.role is SeriesRole.RELEASED:
-            assert player.config == ControllerConfig.as_released(max_batch=player.cap)
+            assert player.config == released.settings(max_batch=player.cap)
 
 
 def test_a_players_curve_carries_its_role():

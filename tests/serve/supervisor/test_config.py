@@ -33,8 +33,7 @@ def test_the_defaults_are_the_parts_own() -> None:
 def test_every_field_of_the_brain_s_record_is_a_setting_or_is_known_not_to_be() -> None:
     others = {
         "network_ns", "max_exec_ns", "min_batch_gain", "estimate_window", "estimate_quantile", "lag_ns",
-        "capacity_ns", "floor_ns", "load_negative", "open_window", "released", "first_id",
-        "reject_infeasible", "expected_devices",
+        "capacity_ns", "first_id", "reject_infeasible", "expected_devices",
     }  # fmt: skip
     for name in ControllerConfig.__struct_fields__:
         stem = name.removesuffix("_ns")

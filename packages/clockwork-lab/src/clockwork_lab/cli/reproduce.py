@@ -65,13 +65,13 @@ def reproduce(  # noqa: PLR0913 - one parameter for each option
     """
     from clockwork_lab.reproduce import ALL, NAMES, experiment
     from clockwork_lab.reproduce.write import check_folder
-    from clockwork_serve.controller.policies import is_policy, known_policies
+    from clockwork_serve.controller.policies import is_policy, unknown_policy
 
     if figure not in (*NAMES, ALL):
         raise ConfigError(f"figure: expected one of {', '.join((*NAMES, ALL))}; found {figure!r}")
     for policy in policies:
         if not is_policy(policy):
-            raise ConfigError(f"policy: expected one of {known_policies()}; found {policy!r}")
+            raise unknown_policy(policy)
     if (real or seconds or rate_rps) and not (real and figure == "fig9"):
         raise ConfigError(f"real: expected fig9 --real with --seconds or --rate; found {figure!r}")
     chosen = NAMES if figure == ALL else (figure,)

@@ -16,7 +16,7 @@ class SeriesRole(enum.StrEnum):
     """What a curve stands for; its colour follows from it."""
 
     PAPER = "paper"  # as published
-    RELEASED = "released"  # policy ``paper`` with the constants of the authors' code
+    RELEASED = "released"  # policy ``released``, with the constants of the authors' code
     MENDED = "mended"  # policy ``paper`` with corrected constants: the fair baseline
     DEFAULT = "default"  # our policy
     OTHER = "other"  # a policy that was asked for by name

@@ -88,12 +88,13 @@ def one_of(*choices: str) -> Read[str]:
 
 def read_policy(value: object) -> str:
     """The name of a scheduling policy, of this package or of an installed one."""
-    from clockwork_serve.controller.policies import is_policy, known_policies
+    from clockwork_serve.controller.policies import advice_on, is_policy, known_policies
 
     if isinstance(value, str) and is_policy(value):
         return value
     known = known_policies()
-    raise Unfit(f"one of {known}", did_you_mean(str(value), known.split(", ")))
+    name = str(value)
+    raise Unfit(f"one of {known}", advice_on(name) or did_you_mean(name, known.split(", ")))
 
 
 def integer(least: int, most: int, what: str = "a whole number") -> Read[int]:

@@ -152,6 +152,8 @@ class Measured(Record):
         """The policy plans with measured delays, so they are measured."""
         self.keeps_promises = False
         """The policy runs only what leaves all promises feasible, so they are made."""
+        self.keeps_deadlines = False
+        """The policy itself answers requests that expire, at an instant that it chooses for each."""
         self._slack_until_ns = 0
         """Until when the measured slack is valid."""
         self.devices: dict[str, DeviceBelief] = {}
@@ -308,9 +310,8 @@ class Belief(Measured):
     def __init__(self, config: ControllerConfig) -> None:
         super().__init__(config)
         self.config = config
-        self._floor_ns, self._capacity_ns = config.floor_ns, config.capacity_ns
-        self._look_ahead_ns = config.look_ahead_ns
-        self._open_window, self._hang_ns = config.open_window, config.hang_ns
+        self._capacity_ns = config.capacity_ns
+        self._hang_ns = config.hang_ns
         self._reject = config.reject_infeasible
         self.codes: dict[str, Code] = {}
         self.models: dict[str, ServedModel] = {}
@@ -330,7 +331,7 @@ class Belief(Measured):
         and their flags); each once, removed ones too. A model that is on one device only is marked when its
         demand rises while that device has more demand than it can serve, or while it is a candidate.
         """
-        self.dirty_above_ns = -1 if config.load_negative else config.capacity_ns
+        self.dirty_above_ns = config.capacity_ns
         """Demand that one device can serve within the horizon; a policy that wants more models marked sets
         it lower."""
         self.dirty_lanes: list[LaneBelief] = []
@@ -418,9 +419,6 @@ class Belief(Measured):
             self.forget_stale_delays(request.arrival_ns)
         due_ns, slo_ns = self.due_ns(request), request.deadline_ns - request.arrival_ns
         wanted_ns = slo_ns - self._usual_slack_ns
-        if self._floor_ns:
-            due_ns = max(due_ns, request.arrival_ns + self._floor_ns)
-            wanted_ns = due_ns - request.arrival_ns
         if wanted_ns < NS_PER_MS:
             wanted_ns = NS_PER_MS
         demand_ns = (model.base_ns or self._base_ns(model)) * self._capacity_ns // wanted_ns or 1
@@ -634,11 +632,9 @@ class Belief(Measured):
             if waiter.place is not None:
                 leave(waiters)  # all of them at once
             waiter.device = device
-        latest_ns = start_ns + self._look_ahead_ns
-        if not self._open_window:  # so that each still has half of the slack that it was admitted with
-            latest_ns = least_ns // 2 - expected_ns
-            if latest_ns < start_ns:
-                latest_ns = start_ns
+        latest_ns = least_ns // 2 - expected_ns  # each still has half of the slack that it was admitted with
+        if latest_ns < start_ns:
+            latest_ns = start_ns
         self._counter = action_id = self._counter + 1
         action = Infer(
             action_id=action_id, device=device.name, model=model.key, code_id=model.code_id,
@@ -672,9 +668,7 @@ class Belief(Measured):
         code = device.codes[model.code_id]
         samples = code.timings.load(model.model.weights.size)
         expected_ns = samples.estimate_ns
-        timeout_ns = (
-            config.look_ahead_ns if config.open_window else max(config.look_ahead_ns, config.capacity_ns)
-        )
+        timeout_ns = max(config.look_ahead_ns, config.capacity_ns)
         action_id = self.next_id()
         residency = Residency(model, device, code, extent, version=action_id)
         residency.ready_ns = start_ns + expected_ns

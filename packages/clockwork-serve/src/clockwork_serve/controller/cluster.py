@@ -124,7 +124,7 @@ class Queue(Record):
     """
 
     __slots__ = (
-        "alone", "band_ns", "dues", "filling_until_ns", "floors", "least", "level", "model", "order",
+        "alone", "band_ns", "dues", "filling_until_ns", "least", "level", "model", "order",
         "place_ns", "reserved", "rows", "signature", "sizes", "strategies", "to_recheck", "undecided",
         "waiters", "watch",
     )  # fmt: skip
@@ -152,8 +152,6 @@ class Queue(Record):
         """One per device that has the weights READY."""
         self.reserved: list[Reservation] = []
         """Its reservations on all devices, by due time."""
-        self.floors: dict[int, int] = {}
-        """For policy ``released``, by batch (requests): those due before this are not run at that size."""
         self.least = self.sizes[0][1]
         """The smallest batch size that the policy runs this queue at; see ``Belief.require``."""
         self.filling_until_ns = NEVER_NS
@@ -645,7 +643,7 @@ class Residency(Record):
 class Strategy(Record):
     """One way to serve a queue: on a device that has its weights READY, in batches of any of its sizes."""
 
-    __slots__ = ("agenda", "batches", "count", "device", "key_ns", "lane", "least", "queue", "residency")
+    __slots__ = ("agenda", "batches", "device", "key_ns", "lane", "least", "queue", "residency")
 
     def __init__(self, queue: Queue, residency: Residency) -> None:
         self.queue = queue
@@ -659,8 +657,6 @@ class Strategy(Record):
         """Durations of the smallest batch that the policy runs."""
         self.key_ns = NEVER_NS
         """Its live key in its device's ``Agenda``; NEVER_NS if it has none."""
-        self.count = 0
-        """For policy ``released``: the batch (requests) that the key is for."""
 
     def __lt__(self, other: Strategy) -> bool:
         return self.residency.version < other.residency.version
@@ -685,7 +681,7 @@ class StallTimer(Timer):
 
     __slots__ = ("device", "late_id", "no_heartbeat", "unresponsive")
 
-    def __init__(self, device: DeviceBelief, *, off: bool) -> None:
+    def __init__(self, device: DeviceBelief) -> None:
         super().__init__(device.index)
         self.device = device
         self.late_id = 0
@@ -694,8 +690,6 @@ class StallTimer(Timer):
         """Its running action is so late that the device does not count as warm for readiness."""
         self.no_heartbeat = False
         """Its worker returns no heartbeats, and no running INFER explains it."""
-        if off:
-            self.at_ns = 0  # looks set, so that it is never put into a heap
 
     @property
     def serves(self) -> bool:
@@ -755,7 +749,7 @@ class DeviceBelief(Record):
         """When an action last took clearly longer than expected."""
         self.retry_slots = RetrySlots()
         self.hang_timer = HangTimer(self, off=not config.hang_ns)
-        self.stall_timer = StallTimer(self, off=config.released)
+        self.stall_timer = StallTimer(self)
         self.since_ns = 0
         """When it was last sent a code to prepare, or had prepared one."""
 

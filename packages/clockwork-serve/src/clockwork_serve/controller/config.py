@@ -26,12 +26,8 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     ``quarantine_after``: a model that took this many workers down is quarantined (0: never).
     ``hang_ns``: an action that is late by more makes its worker hung (0: never; see ``hangs``); a worker that
     stays hung for another ``hang_grace_ns`` is killed.
-    ``expected_devices``: the server is ready when this many are warm. ``floor_ns``: no request is planned to
-    end sooner than this after its arrival. ``load_negative``: LOADs of a priority below zero are sent too.
-    ``open_window``: an INFER may start up to ``look_ahead_ns`` later than planned, whatever its deadline.
-    ``released``: policy ``paper`` chooses INFERs as the authors' code does, and a waiting request expires
-    when its plan fails, ``slack_ns`` before its deadline. ``first_id``: ids of actions and versions of
-    weights are above this; a successor must not reuse those that workers have seen.
+    ``expected_devices``: the server is ready when this many are warm. ``first_id``: ids of actions and
+    versions of weights are above this; a successor must not reuse those that workers have seen.
     """
 
     policy: str = "default"
@@ -52,29 +48,9 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     hang_ns: int = 2 * NS_PER_S
     hang_grace_ns: int = 10 * NS_PER_S
     expected_devices: int = 1
-    floor_ns: int = 0
-    load_negative: bool = False
-    open_window: bool = False
-    released: bool = False
     first_id: int = 0
 
-    @staticmethod
-    def as_released(*, max_batch: int = 8, expected_devices: int = 1) -> ControllerConfig:
-        """The authors' INFER5 as published, for comparison with the paper's figures.
-
-        A fixed buffer of 5 ms, a floor of look-ahead plus buffer, LOADs of any priority (their check compared
-        a pointer), a window of 5 ms, 1 ms of assumed network, no rejection before the deadline less the
-        buffer, and INFERs chosen as in ``policies.released``.
-        """
-        return ControllerConfig(
-            policy="paper", reject_infeasible=False, slack_ns=5 * NS_PER_MS, floor_ns=10 * NS_PER_MS,
-            network_ns=NS_PER_MS, max_batch=max_batch, min_batch_gain=0.0, load_negative=True,
-            open_window=True, released=True, expected_devices=expected_devices, hang_ns=0,
-        )  # fmt: skip
-
     def __post_init__(self) -> None:
-        if self.released and self.policy != "paper":
-            raise ConfigError(f"released: expected policy paper; found {self.policy!r}")
         if not 0 < self.estimate_quantile <= 1:
             raise ConfigError(
                 f"estimate_quantile: expected above 0 and up to 1; found {self.estimate_quantile}"

@@ -25,7 +25,7 @@ from clockwork_serve.controller.cluster import (
     Watch,
 )
 from clockwork_serve.controller.config import ControllerConfig
-from clockwork_serve.controller.deadlines import Deadlines, InternalDeadlines
+from clockwork_serve.controller.deadlines import Deadlines
 from clockwork_serve.controller.feasibility import Feasibility
 from clockwork_serve.controller.fleet import Fleet, ReadinessTracker, Takeover
 from clockwork_serve.controller.hangs import Hangs, Stalls
@@ -209,7 +209,7 @@ class Controller(Record):
         self._timers = self._belief.timers
         self._tenants = self._belief.tenants
         self._accounts, self._charges = self._tenants.accounts, self._tenants.charges
-        self._deadlines = InternalDeadlines(self._timers) if config.released else Deadlines(self._timers)
+        self._deadlines = Deadlines(self._timers)
         self._reject = config.reject_infeasible
         self._readiness = ReadinessTracker(self._belief)
         self._fleet = Fleet(
@@ -295,7 +295,8 @@ class Controller(Record):
         if self._promises.active or request.decide_ns >= 0 or self.config.decide_ns >= 0:
             self._promises.arrived(waiter, now_ns)
         self._scheduler.queued(waiter.queue)
-        self._deadlines.add(waiter)
+        if not belief.keeps_deadlines:
+            self._deadlines.add(waiter)
 
     def _reply(self, query: AdmissionQuery, now_ns: int) -> None:
         """Answer an admission query: with the verdict if its request would be rejected, else without.
@@ -647,4 +648,5 @@ class Controller(Record):
         if self._reject:
             self._feasibility.check()
         self._promises.check()
-        self._deadlines.check([one for one in self._belief.waiters.values() if one.state != SPENT])
+        if not self._belief.keeps_deadlines:
+            self._deadlines.check([one for one in self._belief.waiters.values() if one.state != SPENT])

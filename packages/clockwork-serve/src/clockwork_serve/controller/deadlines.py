@@ -10,7 +10,7 @@ from heapq import heappop, heappush
 from typing import Final
 
 from clockwork_serve.controller.cluster import Waiter
-from clockwork_serve.controller.life import SENT, WAITING
+from clockwork_serve.controller.life import SENT
 from clockwork_serve.controller.timers import NEVER_NS, Timer, Timers
 
 BUCKET_BITS: Final = 22
@@ -91,33 +91,3 @@ class Deadlines(Timer):
         for waiter in waiters:
             request_id = waiter.request.request_id
             assert request_id in here, f"{request_id} has no deadline pending"
-
-
-class InternalDeadlines(Deadlines):
-    """As in the authors' code: a waiting request expires at its due time, a sent one at its deadline.
-
-    The due time may be after the deadline, where ``ControllerConfig.floor_ns`` is longer than the SLO.
-    """
-
-    __slots__ = ()
-
-    def add(self, waiter: Waiter) -> None:
-        """Add a request that was admitted."""
-        self._push(waiter, waiter.due_ns)
-
-    def passed(self, now_ns: int) -> list[Waiter]:
-        """Remove and return the requests that expire now, by expiry."""
-        passed: list[Waiter] = []
-        while self._near and self._near[0][0] <= now_ns:
-            waiter = heappop(self._near)[2]
-            deadline_ns = waiter.request.deadline_ns
-            if waiter.state == SENT and deadline_ns > now_ns:
-                self._push(waiter, deadline_ns)
-            elif waiter.state in {WAITING, SENT}:
-                passed.append(waiter)
-        return passed
-
-    def _push(self, waiter: Waiter, at_ns: int) -> None:
-        heappush(self._near, (at_ns, waiter.request.request_id, waiter))
-        if at_ns < self.at_ns:
-            self._timers.set(self, at_ns)

@@ -43,7 +43,6 @@ class Candidates(Record):
         self._belief = belief
         self._by_due = by_due
         self._capacity_ns = belief.config.capacity_ns
-        self._negative = belief.config.load_negative
         self._heap: list[tuple[int, int, int, ServedModel]] = []
         """(class less priority, due time or 0, order, model); stale where ``model.load_key`` differs."""
         self._full = STALE_MIN
@@ -55,7 +54,7 @@ class Candidates(Record):
     def rank(self, model: ServedModel) -> bool:
         """Update a model whose demand or residencies changed; true if it is a candidate."""
         if model.sole is None and model.residencies:
-            self._share(model)
+            self.share(model)
         return self.enqueue(model)
 
     def enqueue(self, model: ServedModel) -> bool:
@@ -66,7 +65,7 @@ class Candidates(Record):
         priority = self.priority(model)
         able = self._belief.capable_devices(model.code.backend)
         everywhere = 0 < able <= len(model.residencies)
-        if everywhere or (priority <= 0 and not self._negative):
+        if everywhere or priority <= 0:
             model.load_key = None
             return False
         key = model.band_ns - priority
@@ -95,7 +94,7 @@ class Candidates(Record):
                 continue
             model.load_key = None
             now = model.band_ns - self.priority(model)
-            if (now > key and not self._negative) or due_ns < self._due_ns(model):
+            if now > key or due_ns < self._due_ns(model):
                 self.enqueue(model)
                 continue
             return model
@@ -130,7 +129,7 @@ class Candidates(Record):
             served_ns += residency.share_ns * capacity_ns // (device_demand_ns if device_demand_ns > 0 else 1)
         return model.demand_ns - served_ns
 
-    def _share(self, model: ServedModel) -> None:
+    def share(self, model: ServedModel) -> None:
         """Divide a model's demand among the devices that have, or are loading, its weights."""
         residencies, demand_ns = model.residencies.values(), model.demand_ns
         if not demand_ns:

@@ -53,12 +53,12 @@ from clockwork_serve.controller.cluster import (
 )
 from clockwork_serve.controller.codes import BatchChoice
 from clockwork_serve.controller.estimates import Samples
-from clockwork_serve.controller.policies import FACTORIES
+from clockwork_serve.controller.policies import FACTORIES, installed_modules
 from clockwork_serve.controller.record import Record
 from clockwork_serve.errors import StateError
 from clockwork_serve.messages import Extent
 
-FORMAT: Final = 13
+FORMAT: Final = 14
 """Of saved states. To be raised with every change of a record's fields or of what they mean."""
 
 MODULES: Final = (
@@ -89,7 +89,7 @@ def classes_of_records() -> dict[str, type]:
     """All classes of records, by name."""
     return {
         name: kind
-        for module in MODULES
+        for module in (*installed_modules(), *MODULES)
         for name, kind in vars(module).items()
         if isinstance(kind, type) and issubclass(kind, Record)
     }
@@ -315,7 +315,6 @@ class Forking:
         new.to_recheck = old.to_recheck
         new.dues = old.dues.copy()
         new.filling_until_ns = old.filling_until_ns
-        new.floors = old.floors.copy()
         new.least = old.least
         new.level = old.level
         new.order = old.order
@@ -338,7 +337,6 @@ class Forking:
         twins = self._twins
         get = twins.get
         twins[old] = new
-        new.count = old.count
         new.key_ns = old.key_ns
         new.queue = twins[old.queue] if old.queue in twins else self._queue(old.queue)
         new.residency = residency = get(old.residency) or self._residency(old.residency)

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
-from clockwork_serve.controller.policies import is_policy, known_policies
+from clockwork_serve.controller.policies import is_policy, unknown_policy
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import LEAST_PRIORITY, Request
 from clockwork_serve.sim.counterfactual import Change, Scene, Traffic
@@ -128,7 +128,7 @@ class _Reader:
     def policy(self, _: str, value: str) -> str:
         self.early = True
         if not is_policy(value):
-            raise ConfigError(f"policy: expected one of {known_policies()}; found {value!r:.80}")
+            raise unknown_policy(value)
         self._policy = value
         return f"policy {value}"
 

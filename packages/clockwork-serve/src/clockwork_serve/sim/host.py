@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from msgspec.structs import replace
 
-from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.controller import POLICIES, ControllerConfig
 from clockwork_serve.fence import Fence
 from clockwork_serve.messages import (
     Action,
@@ -558,12 +558,9 @@ class OpenRequests:
         assert good, f"{answer} at {now_ns} to {request}"
 
     def _expires_ns(self, request: Request) -> int:
-        """From when on EXPIRED is legal: the deadline, or, as released, when the plan has failed."""
-        config = self._config
-        if not config.released:
-            return request.deadline_ns
-        due_ns = request.deadline_ns - config.slack_ns
-        return min(request.deadline_ns, max(due_ns, request.arrival_ns + config.floor_ns))
+        """From when on EXPIRED is legal: the deadline, or, by a policy that is not ours, the slack before."""
+        ours = self._config.policy in POLICIES  # others may answer when the plan has failed
+        return request.deadline_ns - (0 if ours else self._config.slack_ns)
 
     def _may_reject(self, request: Request, reason: Reason, now_ns: int, *, orphan: bool) -> bool:
         if reason is Reason.TENANT_QUOTA:

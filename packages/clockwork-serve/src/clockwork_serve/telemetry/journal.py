@@ -46,6 +46,8 @@ FORMAT: Final = 2
 PYTHON, COMPILED = "python", "compiled"
 DECIDES: Final = ("controller", "messages", "machine.py", "errors.py", "units.py")
 """What a decision follows from, beside the events and the configuration."""
+GONE: Final = {"floor_ns": 0, "load_negative": False, "open_window": False, "released": False}
+"""Settings that earlier journals have, and the value at which decisions are as they are without them."""
 
 
 class JournalHead(Struct, frozen=True, kw_only=True, tag="clockwork journal", tag_field="record"):
@@ -77,13 +79,14 @@ class JournalHead(Struct, frozen=True, kw_only=True, tag="clockwork journal", ta
                 "replay it with that version"
             )
         known = {field.name for field in msgspec.structs.fields(ControllerConfig)}
-        if unknown := sorted(self.config.keys() - known):
+        config = {name: value for name, value in self.config.items() if (name, value) not in GONE.items()}
+        if unknown := sorted(config.keys() - known):
             raise ConfigError(
                 f"journal: expected settings that clockwork {clockwork_serve.__version__} knows; found "
                 f"{', '.join(unknown)}, of clockwork {self.version}; replay it with that version"
             )
         try:
-            return msgspec.convert(self.config, ControllerConfig)
+            return msgspec.convert(config, ControllerConfig)
         except msgspec.ValidationError as error:
             raise ConfigError(f"journal: its settings of the controller are wrong: {error}") from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
@@ -12,21 +13,23 @@ from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.policies.base import Scheduler, SchedulerFactory
 from clockwork_serve.controller.policies.default import DefaultScheduler
 from clockwork_serve.controller.policies.paper import PaperScheduler
-from clockwork_serve.controller.policies.released import ReleasedScheduler
 from clockwork_serve.controller.timers import NEVER_NS
-from clockwork_serve.errors import ConfigError
+from clockwork_serve.errors import ConfigError, install_advice
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
+    from types import ModuleType
 
 SCHEDULERS: dict[str, SchedulerFactory] = {"default": DefaultScheduler, "paper": PaperScheduler}
 """A policy of this package is a file beside this one and a line here."""
-FACTORIES: Final[tuple[SchedulerFactory, ...]] = (*SCHEDULERS.values(), ReleasedScheduler)
+FACTORIES: Final[tuple[SchedulerFactory, ...]] = tuple(SCHEDULERS.values())
 """What makes the schedulers of this package."""
 POLICIES = tuple(SCHEDULERS)
 """Names of this package's scheduling policies."""
 POLICY_GROUP: Final = "clockwork_serve.policies"
 """Entry points of this group in other packages are policies, too: ``name = "module:factory"``."""
+LABORATORY: Final = "clockwork-lab"
+"""Our distribution that has policy ``released``, with the habits of the paper's published code."""
 
 
 @cache
@@ -40,6 +43,17 @@ def installed_policies() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=POLICY_GROUP) if entry.name not in POLICIES}
 
 
+def installed_modules() -> list[ModuleType]:
+    """Their modules, where records of a controller's state may be; without those that are broken."""
+    from importlib import import_module
+
+    found: list[ModuleType] = []
+    for entry in installed_policies().values():
+        with suppress(ImportError):
+            found.append(import_module(entry.module))
+    return found
+
+
 def is_policy(name: str) -> bool:
     """Whether ``ControllerConfig.policy`` may be that."""
     return name in POLICIES or name in installed_policies()
@@ -50,29 +64,38 @@ def known_policies() -> str:
     return ", ".join((*POLICIES, *installed_policies()))
 
 
+def advice_on(name: str) -> str:
+    """How to install a policy of that name; empty if no distribution of ours has it."""
+    return install_advice(LABORATORY) if name == "released" else ""
+
+
+def unknown_policy(name: str) -> ConfigError:
+    """There is no policy of that name."""
+    advice = advice_on(name) or f"install the package that has it (entry point group {POLICY_GROUP})"
+    return ConfigError(f"policy: expected one of {known_policies()}; found {name!r:.80}; {advice}")
+
+
 def scheduler_for(belief: Belief) -> Scheduler:
     """The policy that the settings name. ConfigError where there is none, or what is installed is none."""
-    config = belief.config
-    if config.released:
-        return ReleasedScheduler(belief)
-    factory = SCHEDULERS.get(config.policy)
-    return _installed(config.policy, belief) if factory is None else factory(belief)
+    policy = belief.config.policy
+    factory = SCHEDULERS.get(policy)
+    return _installed(policy, belief) if factory is None else factory(belief)
 
 
 def successor_for(belief: Belief, policy: str) -> Scheduler:
     """Another policy for a run that goes on, told of all that waits; what the one before kept is dropped.
 
-    ConfigError as in ``scheduler_for``, and after the authors' code as released, whose deadlines are others.
+    ConfigError as in ``scheduler_for``, and after a policy that keeps deadlines: nobody else knows those.
     """
     config = belief.config
-    if config.released:
+    if belief.keeps_deadlines:
         raise ConfigError(
-            "policy: expected a run that another policy can go on with; found one of the authors' code as "
-            "released, which has deadlines of its own"
+            f"policy: expected a run that another policy can go on with; found one of {config.policy}, which "
+            "answers requests at deadlines that it alone keeps"
         )
     belief.config = replace(config, policy=policy)
     belief.measures = belief.keeps_promises = False
-    belief.dirty_above_ns = -1 if config.load_negative else config.capacity_ns
+    belief.dirty_above_ns = config.capacity_ns
     _forget_agendas(belief)
     scheduler = scheduler_for(belief)
     if belief.measures:
@@ -116,10 +139,7 @@ def _forget_agendas(belief: Belief) -> None:
 def _installed(name: str, belief: Belief) -> Scheduler:
     entry = installed_policies().get(name)
     if entry is None:
-        raise ConfigError(
-            f"policy: expected one of {known_policies()}; found {name!r}; install "
-            f"the package that has it (entry point group {POLICY_GROUP})"
-        )
+        raise unknown_policy(name)
     try:
         factory: Callable[[Belief], object] = entry.load()
     except (ImportError, AttributeError) as error:
@@ -140,6 +160,6 @@ def _installed(name: str, belief: Belief) -> Scheduler:
 _METHODS = sorted(name for name, value in vars(Scheduler).items() if name[0] != "_" and callable(value))
 
 __all__ = [
-    "FACTORIES", "POLICIES", "SCHEDULERS", "DefaultScheduler", "PaperScheduler", "ReleasedScheduler",
-    "Scheduler", "scheduler_for", "successor_for",
+    "FACTORIES", "POLICIES", "SCHEDULERS", "DefaultScheduler", "PaperScheduler", "Scheduler",
+    "scheduler_for", "successor_for",
 ]  # fmt: skip

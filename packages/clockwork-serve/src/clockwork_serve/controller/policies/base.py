@@ -1,7 +1,8 @@
 """What a scheduling policy is: it is called for every change, and once per instant it may send actions.
 
 A policy reads ``Belief`` and changes it only by ``send_infer``, ``send_load``, ``send_unload`` and
-``require``. It answers no requests; those it does not send stay queued.
+``require``. It answers no requests; those it does not send stay queued, and are answered at their deadlines
+(unless it sets ``belief.keeps_deadlines``: then it answers each by ``belief.answer`` when it expires).
 
 What it reads:
 
@@ -18,7 +19,8 @@ What it reads:
   again and again
 - ``model.residencies``: devices that have, or are loading, its weights; ``Candidates``: models that need a
   LOAD
-- ``belief.timers``: where it sets ``device.agenda``'s timers, to be called again if nothing happens
+- ``belief.timers``: where it sets ``device.agenda``'s timers, or a ``Timer`` that it has made, to be called
+  again if nothing happens
 - ``belief.dirty_models``: models whose demand or residencies changed since the policy last cleared it
 
 ``belief.require(queue, size)`` tells admission alone that the policy runs the queue at that batch size

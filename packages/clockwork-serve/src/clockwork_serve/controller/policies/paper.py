@@ -43,7 +43,6 @@ class PaperScheduler(Record):
         config = belief.config
         self._look_ahead_ns = config.look_ahead_ns
         self._lag_ns = config.lag_ns
-        self._negative = config.load_negative
         self._by_popularity = False
         """Weights of the least popular models are evicted first, not those least recently used."""
         self._candidates = Candidates(belief)
@@ -322,7 +321,7 @@ class PaperScheduler(Record):
             and self._timely(agenda, model, start_ns, now_ns)
         ):
             return False
-        wanted_ns = NEVER_NS if self._negative else self._candidates.priority(model)
+        wanted_ns = self._candidates.priority(model)
         room = make_room(device, model, wanted_ns, by_popularity=self._by_popularity)
         if room is None:
             agenda.room_blocked = agenda.room_blocked or not model.residencies
@@ -347,9 +346,7 @@ class PaperScheduler(Record):
         return samples.estimate_ns < old_estimate_ns
 
     def _timely(self, agenda: Agenda, model: ServedModel, start_ns: int, now_ns: int) -> bool:
-        """Whether a waiting request can be in time after a LOAD at ``start_ns`` (not in released code)."""
-        if self._negative:
-            return True
+        """Whether a waiting request can be in time after a LOAD at ``start_ns``."""
         device = agenda.device
         timings = device.codes[model.code_id].timings
         ready_ns = start_ns + timings.load(model.model.weights.size).estimate_ns
