@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,13 @@ from clockwork_serve.messages import Profile
 from tests.cli.commands import Cli
 
 COMMANDS = ("validate", "compile", "profile")
+WITHOUT_TORCH = """
+import importlib.util, sys
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == "torch" else found(name, *more)
+from clockwork_serve.cli.entry import run
+sys.exit(run(sys.argv[1:]))
+"""
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -213,3 +222,52 @@ def test_a_store_that_is_not_there_is_a_problem_and_what_was_made_is_kept_here(
     assert f"store: expected a store that can be reached, found {missing}: NotADirectoryError" in shown.err
     assert not missing.exists()
     assert list((tmp_path / "cache").glob("*/codes/*"))
+
+
+def test_the_self_test_is_a_screen_and_exit_0(cli: Cli) -> None:
+    shown = cli("validate", "--self-test", "--device", "cpu").out
+    assert "cpu:0 passed the self-test" in shown
+    assert "onnxruntime: " in shown
+    lines = [line.split()[:2] for line in shown.splitlines()]
+    steps = ("device", "compile", "load", "run", "compare", "batch", "timings")
+    assert [line for line in lines if line[1:] == ["ok"]] == [[step, "ok"] for step in steps]
+
+
+def test_the_self_test_of_a_gpu_that_is_not_there_names_it_and_exits_with_1(cli: Cli) -> None:
+    shown = cli("validate", "--self-test", "--device", "cuda:77", code=1)
+    assert shown.err.startswith("problem: device: device cuda:77: expected ")
+    assert "cuda:77 did not pass the self-test" in shown.out
+
+
+def test_the_self_test_for_machines(cli: Cli) -> None:
+    shown = cli("validate", "--self-test", "--device", "cuda:77", "--json", code=1)
+    assert shown.err == ""
+    assert (shown.json["ok"], shown.json["device"], shown.json["infer_ms"]) == (False, "cuda:77", {})
+    assert [step["result"] for step in shown.json["steps"]] == ["failed"] + ["not run"] * 6
+
+
+@pytest.mark.parametrize("kind", ["torch-cpu", "cuda:0"])
+def test_the_self_test_without_torch_says_what_to_install(kind: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, "validate", "--self-test", "--device", kind],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+
+    assert ended.returncode == 1
+    assert "expected torch to be installed; found none; " in ended.stderr
+    assert "pip install './packages/clockwork-serve[torch]'" in ended.stderr
+
+
+def test_the_self_test_takes_one_device_and_no_repository(repository: Path, cli: Cli) -> None:
+    said = cli.refused("validate", repository, "--self-test", "--max-batch", "4")
+    assert "expected only --device, --config and --json with it, found REPO, --max-batch" in said
+    assert "REPO" in cli.refused("validate", "--self-test", "--store", repository, repository)
+    assert "expected one with --self-test" in cli.refused(
+        "validate", "--self-test", "--device", "cpu", "--device", "torch-cpu"
+    )
+
+
+def test_validate_needs_a_repository_or_the_self_test(repository: Path, cli: Cli) -> None:
+    said = cli.refused("validate")
+    assert "REPO: expected the folder of a model repository, or --self-test" in said
+    assert "--device: expected --self-test" in cli.refused("validate", repository, "--device", "cpu")

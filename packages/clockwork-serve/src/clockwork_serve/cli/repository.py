@@ -19,10 +19,12 @@ from clockwork_serve.cli.options import (
     settings_from,
 )
 from clockwork_serve.cli.screen import Progress, Stages, note, say, show_json, show_table, size_text
+from clockwork_serve.config import setting
+from clockwork_serve.errors import ConfigError
 from clockwork_serve.units import counted, to_ms
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from clockwork_serve.config import Settings
     from clockwork_serve.messages import Profile
@@ -96,18 +98,18 @@ def _warnings(served: Sequence[ServedVersion]) -> list[str]:
 # ``compile`` and ``validate`` do the same, and differ in what they show.
 
 
-def _compiling(command: Command) -> Command:
-    """The arguments of both commands."""
+def _compiling(*more: str) -> Callable[[Command], Command]:
+    """The arguments of both commands, and ``more`` settings."""
     target = click.option(
         "--torch-target", type=click.Choice(["cpu", "cuda"]),
         help="What to compile model.pt2 for. [default: cuda where torch sees a GPU, else cpu]",
     )  # fmt: skip
-    options = setting_options("cache", "store", "max_batch", "largest_batch")
-    return repository_argument(options(target(json_flag(command))))
+    options = setting_options(*more, "cache", "store", "max_batch", "largest_batch")
+    return lambda command: repository_argument(options(target(json_flag(command))))
 
 
 @click.command("compile")
-@_compiling
+@_compiling()
 def compile_(
     repository: str | None, config: str | None, as_json: bool, torch_target: str | None, **flags: Any  # noqa: FBT001
 ) -> int:  # fmt: skip
@@ -160,12 +162,29 @@ def compile_(
 
 
 @click.command()
-@_compiling
+@click.option(
+    "--self-test", is_flag=True, help="Check one --device by a built-in model instead, without REPO."
+)
+@_compiling("device")
 def validate(
-    repository: str | None, config: str | None, as_json: bool, torch_target: str | None, **flags: Any  # noqa: FBT001
+    repository: str | None, config: str | None, as_json: bool, torch_target: str | None, self_test: bool,  # noqa: FBT001
+    **flags: Any,
 ) -> int:  # fmt: skip
     """Check that every model in REPO can be served; exits with 1 if one cannot."""
-    settings = settings_from(repository, config, flags)
+    given = {"REPO": repository, "--torch-target": torch_target} | {
+        setting(name).flag: value for name, value in flags.items() if value != ()
+    }
+    found = [name for name, value in given.items() if value is not None]
+    if self_test:
+        return _self_test(config, flags, found, as_json=as_json)
+    if "--device" in found:
+        raise click.UsageError("--device: expected --self-test with it, found none; give both, or neither")
+    settings = settings_from(repository, config, flags, needs_repository=False)
+    if not settings.repository:
+        raise click.UsageError(
+            "REPO: expected the folder of a model repository, or --self-test to check a device, found"
+            " neither; what is in a repository: clockwork docs model-repository."
+        )
     cache, served, problems = _compile(settings, torch_target, quiet=as_json)
     cache.close()
     if as_json:
@@ -196,6 +215,43 @@ def validate(
     columns = ["model", "platform", ">max batch", ">outputs of a row", "result"]
     _show(columns, sorted(rows), _warnings(served), problems, summary)
     return 1 if problems else 0
+
+
+def _self_test(
+    config: str | None, flags: Mapping[str, object], found: Sequence[str], *, as_json: bool
+) -> int:
+    """Whether a device works with this version. A GPU that is not there is a result, with status 1."""
+    from clockwork_serve.apps.self_test import FAILED, OK, self_test
+    from clockwork_serve.serve.supervisor.config import device_configs
+
+    others = ", ".join(name for name in found if name != "--device")
+    if others:
+        raise click.UsageError(
+            f"--self-test: expected only --device, --config and --json with it, found {others};"
+            " leave them out"
+        )
+    devices = device_configs(settings_from(None, config, flags, needs_repository=False))
+    if len(devices) != 1:
+        names = ", ".join(each.device for each in devices)
+        raise ConfigError(f"device: expected one with --self-test, found {names}; check one after the other")
+    with Progress("compiling", quiet=as_json) as progress:
+        test = self_test(devices[0], progress.step)
+    if as_json:
+        show_json({"ok": test.ok, **msgspec.structs.asdict(test)})
+        return 0 if test.ok else 1
+    for name, fact in test.facts.items():
+        say(f"{name}: {fact}")
+    rows = [
+        [each.name, each.result, f"{each.took_ms / 1000:.1f} s" if each.took_ms else "",
+         each.found if each.result == OK else ""]
+        for each in test.steps
+    ]  # fmt: skip
+    show_table(["step", "result", ">took", "found"], rows)
+    for each in test.steps:
+        if each.result == FAILED:
+            note(f"problem: {each.name}: {each.found}")
+    say(f"{test.device} {'passed' if test.ok else 'did not pass'} the self-test")
+    return 0 if test.ok else 1
 
 
 def _name(problem: Problem) -> str:

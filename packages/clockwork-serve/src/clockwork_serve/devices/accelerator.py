@@ -129,7 +129,7 @@ class Accelerator:
 class Cuda(Accelerator):
     """One GPU. The streams ``load``, ``input``, ``exec`` and ``output`` order its work.
 
-    This was not yet run on a GPU; tests run the device on a stand-in.
+    This was not yet run on a GPU, which ``clockwork validate --self-test`` does; tests run a stand-in.
     """
 
     shares_memory = False
