@@ -27,7 +27,6 @@ from clockwork_serve.cli.serve import controller, gateway, serve, worker
 from clockwork_serve.cli.simulate import simulate
 from clockwork_serve.cli.top import top
 from clockwork_serve.cli.traces import traces
-from clockwork_serve.cli.what_if import what_if
 from clockwork_serve.cli.workload import workload
 from clockwork_serve.errors import ClockworkError, ConfigError, described, install_advice
 
@@ -126,7 +125,7 @@ def clockwork() -> None:
 
 for _command in (
     serve, controller, worker, gateway, validate, compile_, profile, models, config, key, simulate, plan,
-    workload, timeline, explain, what_if, live, top, traces, ray, docs, examples,
+    workload, timeline, explain, live, top, traces, ray, docs, examples,
 ):  # fmt: skip
     clockwork.add_command(_command)
 
