@@ -18,7 +18,7 @@ import click
 from clockwork_serve import __version__
 from clockwork_serve.cli.docs import docs, examples
 from clockwork_serve.cli.explain import explain
-from clockwork_serve.cli.operate import config, key, live, models, timeline
+from clockwork_serve.cli.operate import config, key, live, models
 from clockwork_serve.cli.plan import plan
 from clockwork_serve.cli.ray import ray
 from clockwork_serve.cli.repository import compile_, profile, validate
@@ -125,7 +125,7 @@ def clockwork() -> None:
 
 for _command in (
     serve, controller, worker, gateway, validate, compile_, profile, models, config, key, simulate, plan,
-    workload, timeline, explain, live, top, traces, ray, docs, examples,
+    workload, explain, live, top, traces, ray, docs, examples,
 ):  # fmt: skip
     clockwork.add_command(_command)
 

@@ -19,12 +19,12 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from msgspec import Struct
 
 import clockwork_serve
 from clockwork_serve.errors import ConfigError, described, printable
 from clockwork_serve.telemetry.in_flight import Told
-from clockwork_serve.telemetry.perfetto import INT64_MAX, message_classes
 from clockwork_serve.telemetry.spans import Span
 from clockwork_serve.units import KIB
 
@@ -50,6 +50,8 @@ _SCHEMA: Final = {
     "ExportTraceServiceResponse": "partial_success=1:PartialSuccess",
     "PartialSuccess": "rejected_spans=1:int64 error_message=2:string",
 }
+_TYPES: Final = {"double": 1, "int64": 3, "int32": 5, "fixed64": 6, "bool": 8, "string": 9, "bytes": 12}
+_INT64_MAX: Final = (1 << 63) - 1
 _INTERNAL, _SERVER, _FAILED = 1, 2, 2
 SERVICE: Final = "clockwork"
 _messages: dict[str, Any] = {}
@@ -58,8 +60,30 @@ _messages: dict[str, Any] = {}
 def message(name: str) -> Any:
     """The class of a message of OTLP; made when it is first used."""
     if not _messages:
-        _messages.update(message_classes(_SCHEMA))
+        _messages.update(_message_classes(_SCHEMA))
     return _messages[name]
+
+
+def _message_classes(schema: Mapping[str, str]) -> dict[str, Any]:
+    """The messages of a schema, in a pool of their own: another library may define the same names.
+
+    Of each message it has the fields that are used: ``name=number:type``, with ``*`` where it is repeated.
+    """
+    file = descriptor_pb2.FileDescriptorProto(name="used.proto", package="used")
+    for message, fields in schema.items():
+        described: Any = file.message_type.add(name=message)
+        for text in fields.split():
+            name, _, rest = text.partition("=")
+            number, _, kind = rest.rstrip("*").partition(":")
+            field = described.field.add(name=name, number=int(number), label=3 if rest[-1] == "*" else 1)
+            field.type = _TYPES.get(kind, 11)
+            if kind in schema:
+                field.type_name = f".used.{kind}"
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(file.SerializeToString())
+    return {
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"used.{name}")) for name in schema
+    }
 
 
 def encode_spans(spans: Sequence[Span], service: str = SERVICE) -> bytes:
@@ -93,7 +117,7 @@ def _set(attributes: Any, told: Told) -> None:
         elif isinstance(value, bool):
             found.bool_value = value
         elif isinstance(value, int):
-            found.int_value = min(max(value, -INT64_MAX), INT64_MAX)
+            found.int_value = min(max(value, -_INT64_MAX), _INT64_MAX)
         else:
             found.double_value = value
 
