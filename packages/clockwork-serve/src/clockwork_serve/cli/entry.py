@@ -26,7 +26,6 @@ from clockwork_serve.cli.screen import INTERRUPTED, note
 from clockwork_serve.cli.serve import controller, gateway, serve, worker
 from clockwork_serve.cli.simulate import simulate
 from clockwork_serve.cli.top import top
-from clockwork_serve.cli.traces import traces
 from clockwork_serve.cli.workload import workload
 from clockwork_serve.errors import ClockworkError, ConfigError, described, install_advice
 
@@ -125,7 +124,7 @@ def clockwork() -> None:
 
 for _command in (
     serve, controller, worker, gateway, validate, compile_, profile, models, config, key, simulate, plan,
-    workload, explain, live, top, traces, ray, docs, examples,
+    workload, explain, live, top, ray, docs, examples,
 ):  # fmt: skip
     clockwork.add_command(_command)
 

@@ -139,8 +139,8 @@ class OtlpTarget(Struct, frozen=True, kw_only=True):
     service: str = SERVICE
 
 
-def otlp_target(endpoint: str, environment: Mapping[str, str]) -> OtlpTarget | None:
-    """The collector at ``endpoint``, or at the environment's; None if neither names one.
+def otlp_target(endpoint: str, environment: Mapping[str, str]) -> OtlpTarget:
+    """The collector at ``endpoint``, with what the environment says of it.
 
     ``OTEL_EXPORTER_OTLP_*`` and ``OTEL_EXPORTER_OTLP_TRACES_*``, which goes first, are read as OpenTelemetry
     specifies them; ``OTEL_SERVICE_NAME`` too. Raises :class:`ConfigError` for what cannot be used.
@@ -150,12 +150,8 @@ def otlp_target(endpoint: str, environment: Mapping[str, str]) -> OtlpTarget | N
         of_traces = environment.get(f"OTEL_EXPORTER_OTLP_TRACES_{name}", "").strip()
         return of_traces or environment.get(f"OTEL_EXPORTER_OTLP_{name}", "").strip()
 
-    url = environment.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "").strip()
-    if endpoint or not url:
-        base = (endpoint or environment.get("OTEL_EXPORTER_OTLP_ENDPOINT", "").strip()).rstrip("/")
-        url = base if not base or base.endswith("/v1/traces") else f"{base}/v1/traces"
-    if not url:
-        return None
+    base = endpoint.rstrip("/")
+    url = base if base.endswith("/v1/traces") else f"{base}/v1/traces"
     try:
         parts = urlsplit(url)
         known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -297,11 +293,6 @@ class OtlpExporter:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="otlp", daemon=True)
         self._thread.start()
-
-    @property
-    def queued(self) -> int:
-        """Spans that are neither sent nor given up."""
-        return self._queued
 
     def offer(self, spans: list[Span]) -> None:
         """Send these soon, or drop them all."""
