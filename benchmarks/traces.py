@@ -182,8 +182,8 @@ def measure(folder: Path, rounds: int, rate: float, seconds: float, seed: int) -
         serve(folder / "models", device="emulated", journal=journal) as serving,
         idle(["harness.collector", str(file)], **pipes) as collector,
     ):
-        command = ["clockwork_serve", "traces", str(journal), "--endpoint", first_line(collector.stdout)]
-        with idle([*command, "--follow", "--json"], stdout=subprocess.PIPE) as traces:
+        command = ["harness.tracing", str(journal), first_line(collector.stdout)]
+        with idle(command, stdout=subprocess.PIPE) as traces:
             asking = Asking(serving, seed)
             until("it reads the journal", lambda: _reads(traces.pid, journal))
             found = in_turns(asking, traces.pid, rounds, rate, seconds)

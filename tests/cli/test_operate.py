@@ -1,4 +1,4 @@
-"""``clockwork models`` against a small server of the repository API; ``key``, ``config``, ``timeline``."""
+"""``clockwork models`` against a small server of the repository API; ``key``, ``config``."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ import pytest
 from clockwork_serve.cli.screen import show_table
 from clockwork_serve.config import SETTINGS
 from clockwork_serve.serve.gateway.access import KeyRing, Right
-from clockwork_serve.units import ms
 from tests.cli.commands import Cli
-from tests.sim.journals import written
-from tests.telemetry.traces import read_trace
 
 # ``clockwork models`` against a small server that speaks the repository API.
 
@@ -299,69 +296,3 @@ def test_a_setting_that_will_not_do_is_told_as_serve_tells_it(cli: Cli) -> None:
 def test_help_on_keys_names_the_page_on_security(cli: Cli) -> None:
     said = " ".join(cli("key", "--help").out.split())
     assert "clockwork docs security (docs/operate/security.md)" in said
-
-
-# ``clockwork timeline`` from its command line to its file.
-
-
-@pytest.fixture
-def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A journal in the current folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("clockwork_serve.telemetry.journal.CHUNK_BYTES", 1000)
-    return written(tmp_path / "run.journal").relative_to(tmp_path)
-
-
-def test_a_journal_becomes_a_file_of_its_owner_s(journal: Path, cli: Cli) -> None:
-    shown = cli("timeline", journal).out
-    found = read_trace(Path("run.journal.pftrace"))
-    assert "wrote run.journal.pftrace" in shown
-    assert f"{len(found.of('request')):,} requests" in shown
-    assert f"{len(found.of('action')):,} actions" in shown
-    assert Path("run.journal.pftrace").stat().st_mode & 0o777 == 0o600
-    assert sorted(one.name for one in Path().iterdir()) == ["run.journal", "run.journal.pftrace"]
-
-
-def test_a_part_of_a_journal_for_machines(journal: Path, cli: Cli) -> None:
-    arguments = ["timeline", str(journal), "--out", "part", "--since", "0.1", "--until", "0.2", "--json"]
-    shown = cli(*arguments)
-    found = json.loads(shown.out)
-    part = read_trace(Path("part"))
-    assert shown.err == ""
-    assert (found["file"], found["bytes"]) == ("part", Path("part").stat().st_size)
-    assert 0 < found["requests"] == len(part.of("request")) < 200
-    assert all(one.end_ns >= ms(100) and one.begin_ns <= ms(200) for one in part.of("request"))
-
-
-def test_a_killed_server_s_journal_is_drawn_as_far_as_it_goes(journal: Path, cli: Cli) -> None:
-    whole = journal.read_bytes()
-    journal.write_bytes(whole[: len(whole) // 2])
-
-    assert "its last chunk lacks " in cli("timeline", journal).err
-    assert read_trace(Path("run.journal.pftrace")).of("request")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["nowhere"], "journal: expected a file that `--journal` wrote; found nothing at nowhere"),
-        (["text"], "expected a journal; found other bytes"),
-        (["run.journal", "--out", "run.journal"], "out: expected a file in a folder that exists, no journal"),
-        (["run.journal", "--out", "link"], "out: expected a file in a folder that exists, no journal"),
-        (["run.journal", "--out", "no/file"], "out: expected a file in a folder that exists"),
-        (["run.journal", "--out", "."], "out: expected a file in a folder that exists"),
-        (["run.journal", "--since", "-1"], "since, until: expected seconds from 0 on"),
-        (["run.journal", "--since", "nan"], "since, until: expected seconds from 0 on"),
-        (["run.journal", "--since", "2", "--until", "1"], "found 2 and 1; correct them"),
-    ],
-)
-def test_misuse_of_a_timeline_is_one_line_and_leaves_no_file(
-    arguments: list[str], said: str, journal: Path, cli: Cli
-) -> None:
-    Path("text").write_text("This is some text, and no journal at all.")
-    Path("link").symlink_to("run.journal")
-
-    shown = cli("timeline", *arguments, code=2)
-    assert shown.err.count("\n") == 1
-    assert said in shown.err
-    assert sorted(one.name for one in Path().iterdir()) == ["link", "run.journal", "text"]

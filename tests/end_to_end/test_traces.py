@@ -11,9 +11,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
 from harness import repositories
-from harness.serving import Serving, until
+from harness.serving import Serving
 from tests.end_to_end.conftest import Response, call, x_json
 
 Start = Callable[..., AbstractContextManager[Serving]]
@@ -38,28 +37,6 @@ def collector(file: Path) -> Iterator[str]:
         assert process.stdin is not None
         process.stdin.close()
         assert process.wait(60) == 0
-
-
-@contextmanager
-def tracing(journal: Path, url: str, *more: str) -> Iterator[dict[str, Any]]:
-    """``clockwork traces --follow`` until the end of the block; what it says is there afterwards."""
-    command = [sys.executable, "-m", "clockwork_serve", "traces", str(journal), "--endpoint", url, *more]
-    told: dict[str, Any] = {}
-    with subprocess.Popen([*command, "--follow", "--json"], stdout=subprocess.PIPE, text=True) as process:
-        try:
-            until("it reads", lambda: reads(process.pid, journal))
-            yield told
-            time.sleep(2.5)  # until all is on disk
-        finally:
-            process.send_signal(signal.SIGTERM)
-            text, _ = process.communicate(timeout=60)
-        assert process.returncode == 0
-        told |= json.loads(text)
-
-
-def reads(pid: int, file: Path) -> bool:
-    links = Path(f"/proc/{pid}/fd").iterdir()
-    return any(link.exists() and link.samefile(file) for link in links)
 
 
 def parent(flags: str = "01") -> tuple[str, str]:
@@ -92,28 +69,22 @@ def slow(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("by_server", [False, True], ids=["beside it", "by the server"])
 def test_every_span_has_its_parent_and_no_refused_or_late_request_is_missing(
-    slow: Path, start: Start, tmp_path: Path, *, by_server: bool
+    slow: Path, start: Start, tmp_path: Path
 ) -> None:
-    journal, file = tmp_path / "run.journal", tmp_path / "spans"
+    file = tmp_path / "spans"
     good, good_header = parent()
     quiet, quiet_header = parent("00")
     wrong, wrong_header = parent("00")
     grpc_trace, grpc_header = parent()
-    with collector(file) as url:
-        if by_server:
-            serving = start(slow, otlp_endpoint=url, trace_sample=1.0)
-        else:
-            serving = start(slow, journal=journal)
-        with serving as server, nullcontext({}) if by_server else tracing(journal, url) as told:
-            assert ask(server, traceparent=good_header, tracestate="a=1").status == 200
-            assert ask(server, traceparent=quiet_header).status == 200
-            ended = [call(server.http_url, INFER, b"{}", {"traceparent": wrong_header})]
-            ended.append(ask(server, "/v2/models/nobody/infer"))
-            over_grpc(server, grpc_header)
-            ended += crowd(server, count=60, slo_ms=400)
-            ended += late(server)
+    with collector(file) as url, start(slow, otlp_endpoint=url, trace_sample=1.0) as server:
+        assert ask(server, traceparent=good_header, tracestate="a=1").status == 200
+        assert ask(server, traceparent=quiet_header).status == 200
+        ended = [call(server.http_url, INFER, b"{}", {"traceparent": wrong_header})]
+        ended.append(ask(server, "/v2/models/nobody/infer"))
+        over_grpc(server, grpc_header)
+        ended += crowd(server, count=60, slo_ms=400)
+        ended += late(server)
     spans = [json.loads(line) for line in file.read_text().splitlines()]
 
     roots = {
@@ -124,8 +95,7 @@ def test_every_span_has_its_parent_and_no_refused_or_late_request_is_missing(
     assert {name: roots[name]["attributes"].get("clockwork.reason", "") for name in bad} == bad
     assert all(roots[name]["error"] for name in bad)
     ids = {(one["trace"], one["span"]) for one in spans}
-    assert len(ids) == len(spans) == told.get("sent", len(spans))
-    assert (told.get("failed", 0), told.get("dropped", 0)) == (0, 0)
+    assert len(ids) == len(spans)
     assert all((one["trace"], one["parent"]) in ids for one in spans if one["name"] != "clockwork.request")
     by_trace = {one["trace"]: one for one in roots.values()}
     assert by_trace[good]["parent"] == good_header.split("-")[2]

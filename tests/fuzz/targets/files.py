@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import os
 import shutil
 from contextlib import suppress
@@ -24,9 +23,9 @@ from clockwork_serve.store.onnx.compiler import OnnxArchitecture
 from clockwork_serve.store.pbtxt import read_pbtxt
 from clockwork_serve.store.repository import model_file
 from clockwork_serve.store.settings import ProblemError, merged, read_toml
-from clockwork_serve.telemetry import read_journal
+from clockwork_serve.telemetry import following
 from clockwork_serve.telemetry.journal import HEADER
-from clockwork_serve.telemetry.timeline import draw_timeline
+from clockwork_serve.telemetry.live import LiveView
 from clockwork_serve.units import MIB
 from clockwork_serve.workload.scenario import check_kinds, read_scenario
 from clockwork_serve.workload.stream import build
@@ -157,9 +156,9 @@ def _profiles(data: bytes) -> None:
 
 def _journal(data: bytes) -> None:
     path = _written("journal", data)
-    for _ in read_journal(path):
-        pass
-    draw_timeline(path, io.BytesIO())
+    view = LiveView()
+    for _, record in following.read_records(path):
+        view.on_record(record)
 
 
 def _cache_records(data: bytes) -> None:

@@ -436,13 +436,13 @@ def is_journal(path: str | Path) -> bool:
         return False
 
 
-def read_zoo(name: str, *, foreign: bool = False, here: str | None = None) -> Zoo:
+def read_zoo(name: str, *, foreign: bool = False) -> Zoo:
     """A table by its name or file; of a journal, what its server had learned at its end.
 
-    Unless ``foreign``, it must have been measured ``here`` (None: on this machine), if it says where. Raises
+    Unless ``foreign``, it must have been measured on this machine, if it says where. Raises
     :class:`ConfigError`.
     """
-    here = "" if foreign else machine_name() if here is None else here
+    here = "" if foreign else machine_name()
     if not is_journal(name):
         return Zoo.read(name, here)
     path, (learned, _) = Path(name), _learned(name)
@@ -454,9 +454,3 @@ def places(path: Path, rows: Iterable[dict[str, str | float]]) -> Iterable[tuple
     """Rows as a zoo is made of them: each with where it stands, all cells as text."""
     for row in rows:
         yield f"{path}: {row['model']}", {name: str(value) for name, value in row.items()}
-
-
-def machine_of(path: Path) -> str:
-    """The machine of a journal's devices; empty where it does not tell. Raises :class:`ConfigError`."""
-    _, head = next(read_records(path), (0, None))
-    return head.machine if isinstance(head, JournalHead) else ""

@@ -333,7 +333,6 @@ def _add_traces(observer: Observer, settings: Settings) -> None:
     from clockwork_serve.telemetry.spans import RequestTraces, Spans, host_offset_ns
 
     target = otlp_target(settings.otlp_endpoint, os.environ)
-    assert target is not None
     exporter = OtlpExporter(target)
     spans = Spans(exporter.offer, settings.trace_sample, host_offset_ns(), time.time_ns() - START_NS)
     traces = RequestTraces(observer.path, spans)

@@ -18,7 +18,7 @@ import click
 from clockwork_serve import __version__
 from clockwork_serve.cli.docs import docs, examples
 from clockwork_serve.cli.explain import explain
-from clockwork_serve.cli.operate import config, key, live, models, timeline
+from clockwork_serve.cli.operate import config, key, live, models
 from clockwork_serve.cli.plan import plan
 from clockwork_serve.cli.ray import ray
 from clockwork_serve.cli.repository import compile_, profile, validate
@@ -26,8 +26,6 @@ from clockwork_serve.cli.screen import INTERRUPTED, note
 from clockwork_serve.cli.serve import controller, gateway, serve, worker
 from clockwork_serve.cli.simulate import simulate
 from clockwork_serve.cli.top import top
-from clockwork_serve.cli.traces import traces
-from clockwork_serve.cli.what_if import what_if
 from clockwork_serve.cli.workload import workload
 from clockwork_serve.errors import ClockworkError, ConfigError, described, install_advice
 
@@ -126,7 +124,7 @@ def clockwork() -> None:
 
 for _command in (
     serve, controller, worker, gateway, validate, compile_, profile, models, config, key, simulate, plan,
-    workload, timeline, explain, what_if, live, top, traces, ray, docs, examples,
+    workload, explain, live, top, ray, docs, examples,
 ):  # fmt: skip
     clockwork.add_command(_command)
 

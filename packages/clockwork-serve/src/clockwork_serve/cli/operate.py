@@ -1,4 +1,4 @@
-"""For who operates a server: ``clockwork models``, ``key``, ``config``, ``timeline`` and ``live``."""
+"""For who operates a server: ``clockwork models``, ``key``, ``config`` and ``live``."""
 
 from __future__ import annotations
 
@@ -22,23 +22,16 @@ from clockwork_serve.cli.options import (
     settings_from,
 )
 from clockwork_serve.cli.screen import (
-    INTERRUPTED,
-    Progress,
-    interruptible,
-    note,
     say,
     show_json,
     show_table,
-    size_text,
 )
 from clockwork_serve.config import SETTINGS, Setting
 from clockwork_serve.errors import ClockworkError, ConfigError
-from clockwork_serve.units import NS_PER_S, counted, plain
 
 if TYPE_CHECKING:
     import ssl
 
-    from clockwork_serve.telemetry.timeline import TimelineReport
 
 # ------------------------------------------------------------
 # ``clockwork models``: lists, loads and unloads the models of a running server, by its public protocol.
@@ -317,90 +310,10 @@ def _kind(entry: Setting, source: str | None) -> str:
 
 
 # ------------------------------------------------------------
-# ``clockwork timeline``: a journal as a file that Perfetto's page opens.
-
-
-_PAGE = "https://ui.perfetto.dev"
-_KEEP_MOST_S = 86_400
-
-
-@click.command(epilog="How to read it: clockwork docs timeline (docs/operate/timeline.md)")
-@click.argument("journal", metavar="JOURNAL")
-@click.option("--out", metavar="FILE", help="Where to write it. [default: JOURNAL.pftrace]")
-@click.option(
-    "--since", type=float, default=0.0, metavar="SECONDS",
-    help="Leave out what ended earlier, from the journal's beginning. [default: 0]",
-)  # fmt: skip
-@click.option(
-    "--until", type=float, metavar="SECONDS",
-    help="Leave out what began later, from the journal's beginning. [default: its end]",
-)  # fmt: skip
-@json_flag
-def timeline(journal: str, out: str | None, since: float, until: float | None, as_json: bool) -> int:  # noqa: FBT001
-    """Draw JOURNAL, the --journal of a server or a simulation, as a timeline.
-
-    It shows what each device executed and what was predicted, every request until its answer or refusal, and
-    the queue of each model. Perfetto's page opens it: https://ui.perfetto.dev, which reads it in the browser
-    and sends it nowhere. Ctrl-C ends it early, with a file of what was reached.
-    """
-    from clockwork_serve.telemetry.journal import journal_files
-    from clockwork_serve.telemetry.timeline import draw_timeline
-
-    if not (0 <= since < math.inf and (until is None or since < until < math.inf)):
-        raise ConfigError(
-            f"since, until: expected seconds from 0 on, the second more than the first, found "
-            f"{plain(since)} and {'none' if until is None else plain(until)}; correct them"
-        )
-    file = Path(f"{journal}.pftrace" if out is None else out)
-    files = journal_files(Path(journal))
-    taken = file.exists() and (not file.is_file() or any(file.samefile(one) for one in files))
-    if taken or not file.absolute().parent.is_dir():
-        raise ConfigError(
-            f"out: expected a file in a folder that exists, no journal, found {file}; name another"
-        )
-    total = 1 + (sum(each.stat().st_size for each in files) >> 20)
-    part = file.with_name(f"{file.name}.part")
-    try:
-        with (
-            open(part, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as written,
-            Progress("drawing", quiet=as_json) as progress, interruptible() as stopped,
-        ):  # fmt: skip
-            report = draw_timeline(
-                Path(journal), written, since_ns=round(since * NS_PER_S),
-                until_ns=None if until is None else round(until * NS_PER_S), stopped=stopped,
-                tell=lambda done, requests: progress.step(
-                    done >> 20, total, f"MiB, {counted(requests, 'request')}"
-                ),
-            )  # fmt: skip
-        part.replace(file)
-    except OSError as error:
-        raise ConfigError(f"cannot read {journal} or write {file}: {error.strerror or error}") from None
-    finally:
-        part.unlink(missing_ok=True)
-    if as_json:
-        show_json({"file": str(file), "bytes": file.stat().st_size, **msgspec.to_builtins(report)})
-    else:
-        _tell(file, report)
-    return INTERRUPTED if report.cut else 0
-
-
-def _tell(file: Path, report: TimelineReport) -> None:
-    """What was written, where to open it, and what is missing."""
-    asked = f"{counted(report.requests, 'request')}, {report.refused:,} of them refused or failed"
-    say(f"wrote {file}, {size_text(file.stat().st_size)}: {asked}; {counted(report.actions, 'action')}")
-    say(f"open it at {_PAGE}")
-    if report.torn_bytes:
-        note(f"its last chunk lacks {report.torn_bytes:,} bytes: who wrote it was killed, or is writing it")
-    if report.missing_steps:
-        note(f"never written, for the disk was too slow: {counted(report.missing_steps, 'step')}")
-    if report.unmatched:
-        note(f"left out: {report.unmatched:,} results and answers to what the journal does not hold")
-    if report.cut:
-        note(f"CUT: it holds what the first {report.seconds:,.1f} s of the journal tell")
-
-
-# ------------------------------------------------------------
 # ``clockwork live``: a journal on a page that follows it.
+
+
+_KEEP_MOST_S = 86_400
 
 
 @click.command(epilog="How to read it: clockwork docs live (docs/operate/live.md)")

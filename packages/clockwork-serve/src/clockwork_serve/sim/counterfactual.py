@@ -11,13 +11,11 @@ is as recorded, byte for byte.
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from itertools import chain
 from typing import Final
 
-from msgspec import Struct, field, msgpack
+from msgspec import Struct, msgpack
 from msgspec.structs import replace
 
 from clockwork_serve.controller import Controller
@@ -32,16 +30,12 @@ from clockwork_serve.messages import (
     Load,
     ModelRemoved,
     Outcome,
-    Profile,
     Request,
     Result,
     RetainWeights,
     Unload,
-    WorkerCrashed,
-    WorkerHeard,
     WorkerJoined,
     WorkerLost,
-    WorkerSilent,
 )
 from clockwork_serve.sim.host import CALL, FAR_NS, LANE_DONE, TO_CONTROLLER, TO_WORKER, WAKE, World
 from clockwork_serve.sim.recording import ActionPlan, Luck, RecordedWorker, Recording
@@ -54,8 +48,6 @@ from clockwork_serve.workload.processes import share_of
 ADDED: Final = "added"
 """What devices and workers are called that a change adds, before their number."""
 
-KNOWN_NS: Final = 10 * NS_PER_S
-"""Of a long scene, the recording knows what was so long before and after a step."""
 FOLLOWS_NS: Final = 100 * NS_PER_MS
 """A request that is there once more comes so much later at most."""
 LATE_MAX_NS: Final = 2 * NS_PER_MS
@@ -74,12 +66,10 @@ class Change(Struct, frozen=True, kw_only=True):
     """What is different from the beginning of a scene on; without any field, nothing.
 
     ``edits``: fields of requests that are to come, by id. ``devices``: so many more, each like the first one,
-    empty, and with all codes prepared; below 0, so many of the last ones are not there. ``pages``: so many
-    more pages for weights on every device that is there; ``pages_on``: on some, by name. ``without``: keys of
-    models that are not there. ``policy``: the controller goes on with that one. ``traffic``: of each request
-    that is to come, as many as all of these say that fit it, multiplied: by its id alone it is left out, or
-    others like it follow. ``slos``: the SLO in ns of all requests for a model, by key. ``times``: by code and
-    batch (0: LOADs), how many times as long as recorded it takes; ``profiles``: what tells that, by code.
+    empty, and with all codes prepared. ``pages``: so many more pages for weights on every device that is
+    there; ``pages_on``: on some, by name. ``without``: keys of models that are not there. ``policy``: the
+    controller goes on with that one. ``traffic``: of each request that is to come, as many as all of these
+    say that fit it, multiplied: by its id alone it is left out, or others like it follow.
     """
 
     edits: dict[str, dict[str, int]] = {}
@@ -89,14 +79,6 @@ class Change(Struct, frozen=True, kw_only=True):
     without: tuple[str, ...] = ()
     policy: str = ""
     traffic: tuple[Traffic, ...] = ()
-    slos: dict[str, int] = {}
-    times: dict[str, dict[int, float]] = {}
-    profiles: dict[str, tuple[Profile, ...]] = {}
-
-    def gone(self, controller: Controller) -> frozenset[str]:
-        """The devices that are not there."""
-        names = [spec.device for one in controller.workers() for spec in one.devices]
-        return frozenset(names[len(names) + min(0, self.devices) :])
 
     def begin(self, controller: Controller) -> list[ControllerEvent]:
         """Change a controller's memory and policy, and return the events that tell it of everything else.
@@ -112,23 +94,7 @@ class Change(Struct, frozen=True, kw_only=True):
             name = f"{ADDED}{at}"
             events.append(WorkerJoined(worker=name, devices=(replace(specs[0], device=name),)))
             events += [CodeReady(device=name, code_id=code_id) for code_id in controller.codes]
-        for code_id, profiles in self.profiles.items():
-            events.append(CodeAdded(code=controller.codes[code_id], profiles=profiles))
-        gone = self.gone(controller)
-        for one in controller.workers() if gone else ():
-            rest = tuple([spec for spec in one.devices if spec.device not in gone])
-            if len(rest) < len(one.devices):
-                events.append(WorkerLost(worker=one.worker))
-            if 0 < len(rest) < len(one.devices):
-                events.append(WorkerJoined(worker=one.worker, devices=rest))
-                ready = [(spec.device, code_id) for spec in rest for code_id in controller.codes]
-                events += [CodeReady(device=device, code_id=code_id) for device, code_id in ready]
         return events
-
-    def hurried(self, request: Request) -> Request:
-        """A request with the SLO that its model's requests have."""
-        slo_ns = self.slos.get(request.model)
-        return request if slo_ns is None else replace(request, deadline_ns=request.arrival_ns + slo_ns)
 
     def add_pages(self, brain: Controller | Worker) -> None:
         """Change the memory of a controller's or a worker's devices."""
@@ -185,27 +151,14 @@ class Scene:
 
 
 def _recording(controller: Controller, steps: Sequence[Step]) -> Recording:
-    reader = _Reader(controller, steps[0].now_ns)
+    devices = {one.worker: one.devices for one in controller.workers()}
+    kinds = {spec.device: spec.kind for each in devices.values() for spec in each}
+
+    def seed_ns(action: Infer) -> int:
+        return controller.seed_ns(action.code_id, kinds.get(action.device, ""), action.batch)
+
+    recording = Recording(controller.in_flight(), steps[0].now_ns, seed_ns)
     for step in steps:
-        reader.read(step)
-    return reader.recording
-
-
-class _Reader:
-    """Tells a recording what steps have of actions."""
-
-    def __init__(self, controller: Controller, began_ns: int) -> None:
-        self._devices = {one.worker: one.devices for one in controller.workers()}
-        kinds = {spec.device: spec.kind for each in self._devices.values() for spec in each}
-
-        def seed_ns(action: Infer) -> int:
-            return controller.seed_ns(action.code_id, kinds.get(action.device, ""), action.batch)
-
-        self.recording = Recording(controller.in_flight(), began_ns, seed_ns)
-
-    def read(self, step: Step) -> None:
-        """The next step."""
-        devices, recording = self._devices, self.recording
         for event in step.events:
             if isinstance(event, Result):
                 recording.ended(event, step.now_ns)
@@ -217,64 +170,20 @@ class _Reader:
         for effect in step.effects:
             if isinstance(effect, Infer | Load | Unload):
                 recording.sent(effect, step.now_ns)
-
-
-class LongScene:
-    """A run from a step on, of any length: it is read as it is played, and what was long ago is forgotten.
-
-    ``late_ns`` as for a scene. It is played once.
-    """
-
-    def __init__(self, controller: Controller, steps: Iterator[Step], *, late_ns: int = 0) -> None:
-        first = next(steps)
-        self.controller = controller
-        self.late_ns = min(late_ns, LATE_MAX_NS)
-        self.began_ns = first.now_ns
-        self._reader = _Reader(controller, first.now_ns)
-        self.recording = self._reader.recording
-        self.steps = self._ahead(chain((first,), steps))
-
-    def _ahead(self, steps: Iterator[Step]) -> Iterator[Step]:
-        """The steps, each once the recording knows what came so long after it."""
-        held: deque[Step] = deque()
-        renewed_ns = self.began_ns
-        for step in steps:
-            self._reader.read(step)
-            held.append(step)
-            while held[0].now_ns + KNOWN_NS < step.now_ns:
-                yield held.popleft()
-            if step.now_ns - renewed_ns > KNOWN_NS:
-                renewed_ns = step.now_ns
-                self.recording.forget(held[0].now_ns - KNOWN_NS)
-        yield from held
-
-
-Watch = Callable[[int, Sequence[ControllerEvent], Sequence[ControllerEffect]], None]
-"""Called with each step of a played scene: when it was, what the controller observed, and what it decided."""
-
-
-class FirstDifference(Struct, frozen=True):
-    """The first decision that is not as recorded: when, and what it has that the other side has not."""
-
-    now_ns: int
-    recorded: tuple[ControllerEffect, ...]
-    found: tuple[ControllerEffect, ...]
+    return recording
 
 
 class PlayedScene(Struct, kw_only=True):
     """How a scene went with a change.
 
     ``answers`` are by request, with when they were decided. ``from_ns``: the first instant at which
-    anything was not as recorded; None: nothing was. ``first``: the first decision that was not. ``ran``: by
-    request, how its last INFER went. ``steps``: all of them, if they were asked for. Of a scene that is
-    watched, ``answers`` and ``ran`` are not kept; ``rests``: how many answers rest on what.
+    anything was not as recorded; None: nothing was. ``ran``: by request, how its last INFER went.
+    ``steps``: all of them, if they were asked for.
     """
 
     answers: dict[str, tuple[int, Answer]] = {}
     from_ns: int | None = None
-    first: FirstDifference | None = None
     ran: dict[str, ActionPlan] = {}
-    rests: Counter[str] = field(default_factory=Counter)
     steps: list[Step] = []
 
     def rests_on(self, request_id: str) -> str:
@@ -300,32 +209,17 @@ def play(
     return _Player(scene, change or Change(), until, keep_steps=keep_steps, luck=luck).run()
 
 
-def play_on(scene: LongScene, change: Change, watch: Watch) -> PlayedScene:
-    """Play a run with a change to its end; memory does not grow with its length."""
-    return _Player(scene, change, "", keep_steps=False, luck=None, watch=watch).run()
-
-
 class _Player:
     """One playing of a scene."""
 
     def __init__(
-        self, scene: Scene | LongScene, change: Change, until: str, *, keep_steps: bool, luck: Luck | None,
-        watch: Watch | None = None,
-    ) -> None:  # fmt: skip
+        self, scene: Scene, change: Change, until: str, *, keep_steps: bool, luck: Luck | None
+    ) -> None:
         self.controller = scene.controller.fork()
         self._scene, self._change, self._until = scene, change, until
         self._recording = scene.recording
         self.played = PlayedScene(answers={}, ran={}, steps=[])
-        self._keep_steps, self._watch = keep_steps, watch
-        self._gone = change.gone(self.controller)
-        self._gone_workers = {
-            one.worker
-            for one in self.controller.workers()
-            if self._gone.issuperset(spec.device for spec in one.devices)
-        }
-        self._silences = 0
-        self._over = False
-        """The recorded steps are."""
+        self._keep_steps = keep_steps
         self._world = World({}, Tally(()), 0, 0)
         self._luck = luck
         self._now_ns = scene.began_ns
@@ -341,19 +235,12 @@ class _Player:
             recorded, host = self._recording.actions.get(action.action_id), self._by_device.get(action.device)
             if recorded is not None and host is not None:
                 host.run_as(recorded, action, scene.began_ns)
-        self._foresee_silences(scene.began_ns)
+        for device, from_ns, until_ns in self._recording.silences:
+            if until_ns > scene.began_ns:
+                silent = partial(self._silent, device, until_ns)
+                self._world.at(max(from_ns, scene.began_ns), CALL, None, silent)
         wake_ns = self.controller.next_wakeup_ns()
         self._wake_ns = FAR_NS if wake_ns is None else wake_ns
-
-    def _foresee_silences(self, now_ns: int) -> None:
-        """Have workers stop where the recording tells that they did."""
-        silences = self._recording.silences
-        while self._silences < len(silences):
-            device, from_ns, until_ns = silences[self._silences]
-            self._silences += 1
-            if until_ns > now_ns:
-                silent = partial(self._silent, device, until_ns)
-                self._world.at(max(from_ns, now_ns), CALL, None, silent)
 
     def _silent(self, device: str, until_ns: int) -> tuple[ControllerEvent, ...]:
         """The worker of a device is stopped, and goes on at that instant."""
@@ -373,7 +260,7 @@ class _Player:
         host = RecordedWorker(
             joined.worker, joined.devices, self._world, self._recording, self._passing, self._luck
         )  # fmt: skip
-        host.times = self._change.times
+
         codes = self.controller.codes
         for state in joined.states:
             found = [codes[code_id] for code_id in state.codes if code_id in codes]
@@ -398,26 +285,22 @@ class _Player:
     def run(self) -> PlayedScene:
         """Play on until the request that is waited for is answered, or nothing is left to come."""
         scene, until = self._scene, self._until
-        heap, steps = self._world.heap, iter(scene.steps)
+        heap, steps, at = self._world.heap, scene.steps, 0
         self._begin(scene.began_ns)
         answers = self.played.answers
-        coming = next(steps, None)
-        last_ns = scene.began_ns
         while not until or until not in answers:
-            step = coming
+            step = steps[at] if at < len(steps) else None
             now_ns = next_ns = FAR_NS if step is None else step.now_ns
-            self._foresee_silences(self._now_ns)
             if heap and heap[0][0] < now_ns:
                 now_ns = heap[0][0]
             if self._wake_ns < now_ns and next_ns - self._wake_ns > scene.late_ns:
                 now_ns = self._wake_ns
-            waits = bool(until) or self._watch is not None
-            if now_ns == FAR_NS or (step is None and (not waits or now_ns > last_ns + NS_PER_S)):
+            if now_ns == FAR_NS or (step is None and (not until or now_ns > steps[-1].now_ns + NS_PER_S)):
                 break
             if next_ns == now_ns:
-                last_ns, coming = now_ns, next(steps, None)
+                at += 1
             else:
-                step, self._over = None, coming is None
+                step = None
             events: list[ControllerEvent] = []
             for event in step.events if step is not None else ():
                 self._pass_on(event, events, now_ns)
@@ -432,18 +315,14 @@ class _Player:
         """The change, at the instant before the first step."""
         change = self._change
         events = change.begin(self.controller)
-        joined = {event.worker for event in events if isinstance(event, WorkerJoined)}
         for event in events:
-            if isinstance(event, WorkerJoined | WorkerLost):
-                self._lose(event.worker)
             if isinstance(event, WorkerJoined):
                 self._join(event)
         for host in self._hosts.values():
-            if host.name not in joined:
+            if host.name.startswith(ADDED):
+                host.hold(host.name, self.controller.codes.values(), ())
+            else:
                 change.add_pages(host.machine)
-                continue
-            for spec in host.specs:
-                host.hold(spec.device, self.controller.codes.values(), ())
         if events or self.controller.config != self._scene.controller.config:
             self._step(events, now_ns - 1, None)
 
@@ -453,10 +332,10 @@ class _Player:
         come = change.copies(request) if change.traffic else [request]
         if come or request_id == self._until:  # the one that is asked about comes in any case
             edits = change.edits.get(request_id)
-            events.append(change.hurried(replace(request, **edits) if edits else request))
+            events.append(replace(request, **edits) if edits else request)
         for other in come[1:]:
             delay_ns = other.arrival_ns - request.arrival_ns
-            self._comes(change.hurried(other), now_ns + delay_ns)
+            self._comes(other, now_ns + delay_ns)
             self._followers.setdefault(request_id, []).append((delay_ns, other.request_id))
 
     def _comes(self, event: Request | Cancel, at_ns: int) -> None:
@@ -467,19 +346,17 @@ class _Player:
         if isinstance(event, Request):
             self._arrive(event, events, now_ns)
             return
-        if self._gone:
-            left = self._of_those_there(event)
-            if left is None:
-                return
-            event = left
         if isinstance(event, Cancel):
             for delay_ns, request_id in self._followers.get(event.request_id, ()):
                 self._comes(Cancel(request_id=request_id), now_ns + delay_ns)
         elif isinstance(event, Result):
-            result = self._passed(event)
-            if result is None:
-                return
-            event = result
+            action_id = self._passing.pop(event.action_id, None)
+            if action_id is None:
+                known = self._recording.actions.get(event.action_id)
+                if known is not None and known.sent_ns >= self._scene.began_ns:
+                    return
+            elif action_id != event.action_id:
+                event = replace(event, action_id=action_id)
         elif isinstance(event, WorkerLost | WorkerJoined):
             if (
                 isinstance(event, WorkerLost)
@@ -501,27 +378,6 @@ class _Player:
                     host.hold(name, (event.code,), ())
                     events.append(CodeReady(device=name, code_id=event.code.code_id))
 
-    def _passed(self, result: Result) -> Result | None:
-        """A recorded result, as that of the action that goes as recorded; None if there is none."""
-        action_id = self._passing.pop(result.action_id, None)
-        if action_id is None:
-            known = self._recording.actions.get(result.action_id)
-            sent_here = known is not None and known.sent_ns >= self._scene.began_ns
-            return None if sent_here or self._watch is not None else result
-        return result if action_id == result.action_id else replace(result, action_id=action_id)
-
-    def _of_those_there(self, event: ControllerEvent) -> ControllerEvent | None:
-        """A recorded event where some devices are not there; None if it is about these alone."""
-        if isinstance(event, Result | CodeReady):
-            return None if event.device in self._gone else event
-        if isinstance(event, WorkerJoined):
-            devices = tuple([spec for spec in event.devices if spec.device not in self._gone])
-            states = tuple([one for one in event.states if one.device not in self._gone])
-            return replace(event, devices=devices, states=states) if devices else None
-        if isinstance(event, WorkerLost | WorkerCrashed | WorkerSilent | WorkerHeard):
-            return None if event.worker in self._gone_workers else event
-        return event
-
     def _step(self, events: list[ControllerEvent], now_ns: int, step: Step | None) -> None:
         controller, played = self.controller, self.played
         for event in events:
@@ -529,22 +385,13 @@ class _Player:
         effects = controller.decide(now_ns)
         wake_ns = controller.next_wakeup_ns()
         self._wake_ns = FAR_NS if wake_ns is None else wake_ns
-        if played.from_ns is None and not self._over and not _same(step, events, effects):
+        if played.from_ns is None and not _same(step, events, effects):
             played.from_ns = now_ns
-        if played.first is None and played.from_ns is not None:
-            self._note_first(() if step is None else step.effects, effects, now_ns)
         if self._keep_steps:
             played.steps.append(Step(now_ns, tuple(events), tuple(effects)))
-        if self._watch is not None:
-            self._watch(now_ns, events, effects)
         for effect in effects:
             if isinstance(effect, Answer):
-                if self._watch is None:
-                    played.answers.setdefault(effect.request_id, (now_ns, effect))
-                    continue
-                self._followers.pop(effect.request_id, None)
-                if (plan := played.ran.pop(effect.request_id, None)) is not None:
-                    played.rests[plan.rests_on] += 1
+                played.answers.setdefault(effect.request_id, (now_ns, effect))
             elif isinstance(effect, Infer | Load | Unload | RetainWeights):
                 host = self._by_device.get(effect.device)
                 if host is not None:
@@ -552,23 +399,6 @@ class _Player:
                     if isinstance(effect, Infer) and effect.action_id in host.plans:
                         for call in effect.calls:
                             played.ran[call.request_id] = host.plans[effect.action_id]
-
-    def _note_first(
-        self, recorded: tuple[ControllerEffect, ...], found: list[ControllerEffect], now_ns: int
-    ) -> None:
-        """Note the first decision that differs, if this one does, and not only by its numbers."""
-        was, then = ([_unnumbered(one) for one in each] for each in (recorded, found))
-        only = tuple([one for one, plain in zip(recorded, was, strict=True) if plain not in then])
-        other = tuple([one for one, plain in zip(found, then, strict=True) if plain not in was])
-        if only or other:
-            self.played.first = FirstDifference(now_ns, only, other)
-
-
-def _unnumbered(effect: ControllerEffect) -> ControllerEffect:
-    """An effect without the numbers of actions and weights, which count on from a change."""
-    if isinstance(effect, Infer | Load | Unload):
-        return replace(effect, action_id=0, version=0)
-    return effect
 
 
 def _same(step: Step | None, events: list[ControllerEvent], effects: list[ControllerEffect]) -> bool:

@@ -9,8 +9,7 @@ batch nearby, else what the controller expected.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain, takewhile
+from collections.abc import Callable, Iterable, Sequence
 from statistics import median_low
 from typing import Final
 
@@ -98,13 +97,6 @@ class Nearby:
         if luck is not None:
             return self._values[low + luck.below(high - low)]
         return median_low(self._values[low:high])
-
-    def forget(self, before_ns: int) -> None:
-        """Forget values from before an instant, but for the last ones."""
-        self._sort()
-        first = min(bisect_left(self._times, before_ns), len(self._times) - NEARBY_COUNT)
-        if first > 0:
-            del self._times[:first], self._values[:first]
 
     def nearest(self, at_ns: int) -> tuple[int, int]:
         """The instant of the nearest value, and the value."""
@@ -273,20 +265,6 @@ class Recording:
         """What is in flight there has no result."""
         self._open[device, True] = self._open[device, False] = 0
 
-    def forget(self, before_ns: int) -> None:
-        """Forget what was sent or measured before an instant, but for what was measured last."""
-        actions = self.actions
-        for action_id in list(takewhile(lambda one: actions[one].sent_ns < before_ns, actions)):
-            one = actions.pop(action_id)
-            action = one.action
-            if isinstance(action, Infer):
-                self._infers.pop(_infer_key(action), None)
-            else:
-                self._moves[action.device, action.model, isinstance(action, Load)].remove(one)
-        measured = (self._durations, self._of_code, self._out, self._back, self._paces)
-        for nearby in chain.from_iterable(each.values() for each in measured):
-            nearby.forget(before_ns)
-
     def like(self, action: Action, now_ns: int) -> RecordedAction | None:
         """The recorded action that is the same as one that is sent now, if there is one."""
         infers = isinstance(action, Infer)
@@ -390,16 +368,13 @@ class RecordedWorker(SimulatedWorker):
     other is executed by the brain.
     """
 
-    __slots__ = ("luck", "passing", "plans", "recording", "times", "tracks")
+    __slots__ = ("luck", "passing", "plans", "recording", "tracks")
 
     def __init__(
         self, name: str, specs: tuple[DeviceSpec, ...], world: World, recording: Recording,
         passing: dict[int, int], luck: Luck | None,
     ) -> None:  # fmt: skip
         super().__init__(name, specs, world)
-        self.times: Mapping[str, Mapping[int, float]] = {}
-        """By code
- and batch (0: LOADs): how many times as long as recorded it takes."""
         self.cores_busy_until_ns = {}  # recorded durations have that in them
         self.recording = recording
         self.luck = luck
@@ -430,7 +405,6 @@ class RecordedWorker(SimulatedWorker):
             and recorded.sent_ns == now_ns
             and (track.exact or (not track.open and recorded.idle))
             and recorded.is_same(action)
-            and (isinstance(action, Unload) or action.code_id not in self.times)
         )
         track.exact = exact
         if recorded is not None and exact:
@@ -470,13 +444,6 @@ class RecordedWorker(SimulatedWorker):
 
     def lasts_ns(self, action: Action, now_ns: int) -> int:
         """How long an action that starts now takes."""
-        lasts_ns = self._usual_ns(action, now_ns)
-        if isinstance(action, Unload) or action.code_id not in self.times:
-            return lasts_ns
-        times = self.times[action.code_id]
-        return max(1, round(lasts_ns * times.get(action.batch if isinstance(action, Infer) else 0, times[1])))
-
-    def _usual_ns(self, action: Action, now_ns: int) -> int:
         plan = self.plans.get(action.action_id)
         if plan is None:  # the worker's own UNLOAD
             return LEAST_NS

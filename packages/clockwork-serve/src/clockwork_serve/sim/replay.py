@@ -48,7 +48,6 @@ class Run(Struct, kw_only=True):
 
     ``other_build`` says how its code differs from this one. ``gap`` counts the steps that are missing after
     the last one that could be replayed; ``torn_bytes`` the bytes that are missing of its last record.
-    ``late_ns``: how much later than its wake-ups the controller was called at most.
     """
 
     head: JournalHead
@@ -61,7 +60,6 @@ class Run(Struct, kw_only=True):
     ended_ns: int = 0
     gap: int = 0
     torn_bytes: int = 0
-    late_ns: int = 0
 
 
 class Replayed(Struct, kw_only=True):
@@ -111,16 +109,11 @@ def replay(
 
 def decided_again(controller: Controller, step: Step) -> list[ControllerEffect]:
     """Have a controller observe a recorded step; returns what it decides."""
-    return _again(controller, step)[0]
-
-
-def _again(controller: Controller, step: Step) -> tuple[list[ControllerEffect], int | None]:
-    """What it decides, and when it is to be woken."""
     for event in step.events:
         controller.observe(event, step.now_ns)
     found = controller.decide(step.now_ns)
-    # A driver asks for it after each decision, and that changes the heaps.
-    return found, controller.next_wakeup_ns()
+    controller.next_wakeup_ns()  # a driver calls it after each decision, and it changes the heaps
+    return found
 
 
 class _Player:
@@ -130,13 +123,11 @@ class _Player:
         self.replayed = Replayed(runs=[])
         self._checks = checks
         self._controller: Controller | None = None
-        self._wake_ns: int | None = None
 
     def take(self, number: int, record: JournalHead | Step | Torn) -> None:
         """Replay the next record, which is the ``number``-th."""
         if isinstance(record, JournalHead) and not record.continues:
-            self._controller, self._wake_ns = Controller(record.controller_config()), None
-
+            self._controller = Controller(record.controller_config())
             self.replayed.runs.append(Run(head=record, other_build=record.other_build(), first_record=number))
         elif not self.replayed.runs:
             raise ConfigError(_NO_HEAD)
@@ -153,10 +144,8 @@ class _Player:
             return
         found: list[ControllerEffect] = []
         broke = ""
-        if not step.events and self._wake_ns is not None:
-            run.late_ns = max(run.late_ns, step.now_ns - self._wake_ns)
         try:
-            found, self._wake_ns = _again(controller, step)
+            found = decided_again(controller, step)
             if self._checks:
                 controller.check()
         except Exception as error:  # noqa: BLE001 - whatever a broken brain raises

@@ -1,4 +1,4 @@
-"""What a journal's steps tell of requests and actions on their way, in the words of timelines and traces."""
+"""What a journal's steps tell of requests and actions on their way, in the words of traces."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from clockwork_serve.messages import (
     Answer,
     Infer,
     Lane,
-    Load,
     Request,
     Result,
     Unload,
@@ -129,13 +128,6 @@ class SentActions(Generic[Asked]):
 
 
 Told = dict[str, str | bool | int | float]
-
-
-def title_of(action: Action) -> str:
-    """The name of an action: those of a kind, a model and a batch size have the same."""
-    if isinstance(action, Infer):
-        return f"{action.model} x{action.batch}"
-    return f"{'LOAD' if isinstance(action, Load) else 'UNLOAD'} {action.model}"
 
 
 def told_of_request(request: Request, outcome: str, now_ns: int) -> Told:

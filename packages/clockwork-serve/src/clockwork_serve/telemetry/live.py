@@ -40,7 +40,7 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.telemetry.boxes import CHUNK_ROWS, LaneBoxes, box, drawn, drawn_new
 from clockwork_serve.telemetry.journal import JournalHead, Step, Torn
-from clockwork_serve.telemetry.tracks import OPEN, AskedAction, OpenRequest, Tracks
+from clockwork_serve.telemetry.tracks import AskedAction, OpenRequest, Tracks
 from clockwork_serve.units import NS_PER_US
 
 US_PER_S: Final = 1_000_000
@@ -247,8 +247,6 @@ class LiveView(Tracks):
 
     def request_ended(self, asked: OpenRequest, outcome: str, answer: Answer | None, message: str) -> None:
         """Count it, and keep it for tables."""
-        if outcome == OPEN and not message:
-            return
         found, request, ok = self._bin(), asked.request, outcome == Outcome.OK
         reason = "" if answer is None else str(answer.reason)
         place = 1 if ok else 2

@@ -19,12 +19,12 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from msgspec import Struct
 
 import clockwork_serve
 from clockwork_serve.errors import ConfigError, described, printable
 from clockwork_serve.telemetry.in_flight import Told
-from clockwork_serve.telemetry.perfetto import INT64_MAX, message_classes
 from clockwork_serve.telemetry.spans import Span
 from clockwork_serve.units import KIB
 
@@ -50,6 +50,8 @@ _SCHEMA: Final = {
     "ExportTraceServiceResponse": "partial_success=1:PartialSuccess",
     "PartialSuccess": "rejected_spans=1:int64 error_message=2:string",
 }
+_TYPES: Final = {"double": 1, "int64": 3, "int32": 5, "fixed64": 6, "bool": 8, "string": 9, "bytes": 12}
+_INT64_MAX: Final = (1 << 63) - 1
 _INTERNAL, _SERVER, _FAILED = 1, 2, 2
 SERVICE: Final = "clockwork"
 _messages: dict[str, Any] = {}
@@ -58,8 +60,30 @@ _messages: dict[str, Any] = {}
 def message(name: str) -> Any:
     """The class of a message of OTLP; made when it is first used."""
     if not _messages:
-        _messages.update(message_classes(_SCHEMA))
+        _messages.update(_message_classes(_SCHEMA))
     return _messages[name]
+
+
+def _message_classes(schema: Mapping[str, str]) -> dict[str, Any]:
+    """The messages of a schema, in a pool of their own: another library may define the same names.
+
+    Of each message it has the fields that are used: ``name=number:type``, with ``*`` where it is repeated.
+    """
+    file = descriptor_pb2.FileDescriptorProto(name="used.proto", package="used")
+    for message, fields in schema.items():
+        described: Any = file.message_type.add(name=message)
+        for text in fields.split():
+            name, _, rest = text.partition("=")
+            number, _, kind = rest.rstrip("*").partition(":")
+            field = described.field.add(name=name, number=int(number), label=3 if rest[-1] == "*" else 1)
+            field.type = _TYPES.get(kind, 11)
+            if kind in schema:
+                field.type_name = f".used.{kind}"
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(file.SerializeToString())
+    return {
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"used.{name}")) for name in schema
+    }
 
 
 def encode_spans(spans: Sequence[Span], service: str = SERVICE) -> bytes:
@@ -93,7 +117,7 @@ def _set(attributes: Any, told: Told) -> None:
         elif isinstance(value, bool):
             found.bool_value = value
         elif isinstance(value, int):
-            found.int_value = min(max(value, -INT64_MAX), INT64_MAX)
+            found.int_value = min(max(value, -_INT64_MAX), _INT64_MAX)
         else:
             found.double_value = value
 
@@ -115,8 +139,8 @@ class OtlpTarget(Struct, frozen=True, kw_only=True):
     service: str = SERVICE
 
 
-def otlp_target(endpoint: str, environment: Mapping[str, str]) -> OtlpTarget | None:
-    """The collector at ``endpoint``, or at the environment's; None if neither names one.
+def otlp_target(endpoint: str, environment: Mapping[str, str]) -> OtlpTarget:
+    """The collector at ``endpoint``, with what the environment says of it.
 
     ``OTEL_EXPORTER_OTLP_*`` and ``OTEL_EXPORTER_OTLP_TRACES_*``, which goes first, are read as OpenTelemetry
     specifies them; ``OTEL_SERVICE_NAME`` too. Raises :class:`ConfigError` for what cannot be used.
@@ -126,12 +150,8 @@ def otlp_target(endpoint: str, environment: Mapping[str, str]) -> OtlpTarget | N
         of_traces = environment.get(f"OTEL_EXPORTER_OTLP_TRACES_{name}", "").strip()
         return of_traces or environment.get(f"OTEL_EXPORTER_OTLP_{name}", "").strip()
 
-    url = environment.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "").strip()
-    if endpoint or not url:
-        base = (endpoint or environment.get("OTEL_EXPORTER_OTLP_ENDPOINT", "").strip()).rstrip("/")
-        url = base if not base or base.endswith("/v1/traces") else f"{base}/v1/traces"
-    if not url:
-        return None
+    base = endpoint.rstrip("/")
+    url = base if base.endswith("/v1/traces") else f"{base}/v1/traces"
     try:
         parts = urlsplit(url)
         known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -273,11 +293,6 @@ class OtlpExporter:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="otlp", daemon=True)
         self._thread.start()
-
-    @property
-    def queued(self) -> int:
-        """Spans that are neither sent nor given up."""
-        return self._queued
 
     def offer(self, spans: list[Span]) -> None:
         """Send these soon, or drop them all."""

@@ -160,7 +160,7 @@ class Spans:
         self, emit: Callable[[list[Span]], None], share: float = 1.0, offset_ns: int | None = None,
         since_ns: int = 0,
     ) -> None:  # fmt: skip
-        self.requests = self.refused = self.late = self.unanswered = self.missing_steps = 0
+        self.requests = self.missing_steps = 0
         self._emit, self._share, self._since_ns = emit, share, since_ns
         self._host_offset_ns = offset_ns
         self._offset_ns = offset_ns or 0  # from the journal's clock to the time of day
@@ -224,7 +224,6 @@ class Spans:
 
     def _end_run(self) -> None:
         """What a controller left open its gateways ask the next one, as another request, or refuse."""
-        self.unanswered += len(self._open)
         self._open.clear()
         for traced in self._answered.values():
             self._finish(traced)
@@ -315,10 +314,7 @@ class Spans:
         assert answer is not None
         if traced.ended_ns + self._offset_ns < self._since_ns:
             return
-        bad, late = answer.outcome in _BAD, answer.reason is Reason.LATE
         self.requests += 1
-        self.refused += bad and not late
-        self.late += late
         if is_kept(traced.ids, answer, self._share):
             self._emit([self._root(traced, answer), *self._parts(traced)])
 

@@ -1,7 +1,6 @@
 """Follows a journal's records: what waits, what each lane was sent and when that was to run, how all ended.
 
-What draws them (:mod:`~clockwork_serve.telemetry.timeline` for a file,
-:mod:`~clockwork_serve.telemetry.live` for a screen) is a subclass. Memory holds what is open.
+What draws them (:mod:`~clockwork_serve.telemetry.live`) is a subclass. Memory holds what is open.
 """
 
 from __future__ import annotations
@@ -28,20 +27,18 @@ from clockwork_serve.telemetry.journal import JournalHead, Step, Torn
 from clockwork_serve.units import NS_PER_S
 
 OPEN: Final = "open"
-"""The outcome of a request that nobody answers any more: its controller died, or the journal ends."""
+"""The outcome of a request that nobody answers any more, such as of a controller that died."""
 
 
 class OpenRequest:
     """A request without an answer, and later as long as an INFER that it was in has no result."""
 
-    __slots__ = ("answered_ns", "device", "flow", "held", "ran", "request")
+    __slots__ = ("answered_ns", "device", "held", "request")
 
-    def __init__(self, request: Request, flow: int) -> None:
+    def __init__(self, request: Request) -> None:
         self.request = request
-        self.flow = flow  # its number, from 1; 0: none is drawn
         self.held: SentAction[OpenRequest] | None = None  # the INFER that it is in
         self.device = ""  # the one of the INFER that it was in last
-        self.ran = False  # the flow leads through an INFER
         self.answered_ns = NEVER_NS
 
 
@@ -58,10 +55,8 @@ class Tracks:
     def __init__(self) -> None:
         self.now_ns = self.offset_ns = 0
         self.began_ns: int | None = None
-        self.runs = self.unmatched = self.missing_steps = self.torn_bytes = 0
         self.waiting: dict[str, int] = {}  # by model, requests that are in no INFER, if there are any
         self._head: JournalHead | None = None  # of a run whose first step is to come
-        self._flows = 0
         self._asked: dict[str, OpenRequest] = {}
         self._sent = SentActions[OpenRequest]()
         self._moved: dict[str, None] = {}  # models of which ``waiting`` changed in this step
@@ -74,10 +69,6 @@ class Tracks:
         }  # fmt: skip
 
     # What subclasses draw
-
-    def past(self) -> bool:
-        """Whether what begins now is not followed."""
-        return False
 
     def run_began(self, head: JournalHead | None, *, first: bool) -> None:
         """A controller began to write; without ``head``, an earlier part of the journal is gone."""
@@ -117,26 +108,13 @@ class Tracks:
 
     # Records
 
-    @property
-    def open(self) -> bool:
-        """Whether requests or actions have not ended."""
-        return bool(self._asked) or bool(self._sent)
-
     def take(self, record: JournalHead | Step | Torn) -> None:
         """Follow the next record."""
         if isinstance(record, Step):
             self._step(record)
-        elif isinstance(record, Torn):
-            self.torn_bytes += record.missing_bytes
-        elif not record.continues:
-            self._end_run("its controller died")
+        elif isinstance(record, JournalHead) and not record.continues:
+            self._end_run()
             self._head = record
-            self.runs += 1
-
-    def end(self) -> None:
-        """The journal ends: so does what is open."""
-        self._end_run("")
-        self._end_actions()
 
     def give_up(self, before_ns: int) -> None:
         """End what should have ended before: what came of it is not in the journal."""
@@ -150,7 +128,6 @@ class Tracks:
             self._begin_run(step.now_ns)
         self.now_ns = step.now_ns
         if step.dropped:
-            self.missing_steps += step.dropped
             self.steps_missing(step.dropped)
         handlers = self.handlers
         for message in (*step.events, *step.effects):
@@ -183,10 +160,10 @@ class Tracks:
         self.run_began(head, first=first)
         self._head = None
 
-    def _end_run(self, why: str) -> None:
+    def _end_run(self) -> None:
         """Nobody answers its requests any more; its actions go on, and a next controller gets the results."""
         for asked in list(self._asked.values()):
-            self._end_request(asked, OPEN, None, why)
+            self._end_request(asked, OPEN, None, "its controller died")
         self.run_ended()
         self._end_step()
 
@@ -198,11 +175,9 @@ class Tracks:
     # Requests
 
     def _on_request(self, request: Request) -> None:
-        if not self.past():
-            self._flows += 1
-            asked = self._asked[request.request_id] = OpenRequest(request, self._flows)
-            self._wait(request.model, 1)
-            self.request_came(asked)
+        asked = self._asked[request.request_id] = OpenRequest(request)
+        self._wait(request.model, 1)
+        self.request_came(asked)
 
     def _wait(self, model: str, change: int) -> None:
         self.waiting[model] = self.waiting.get(model, 0) + change
@@ -210,9 +185,7 @@ class Tracks:
 
     def _on_answer(self, answer: Answer) -> None:
         asked = self._asked.get(answer.request_id)
-        if asked is None:
-            self.unmatched += not self.past()
-        else:
+        if asked is not None:
             self._end_request(asked, answer.outcome, answer, answer.message)
 
     def _end_request(self, asked: OpenRequest, outcome: str, answer: Answer | None, message: str) -> None:
@@ -225,8 +198,6 @@ class Tracks:
     # Actions
 
     def _on_action(self, action: Action) -> None:
-        if self.past():
-            return
         calls = action.calls if isinstance(action, Infer) else ()
         asked = [one for call in calls if (one := self._asked.get(call.request_id)) is not None]
         sent = self._sent.send(action, self.now_ns, asked)
@@ -238,11 +209,9 @@ class Tracks:
 
     def _on_result(self, result: Result) -> None:
         sent = self._sent.ended(result)
-        if sent is None:
-            self.unmatched += not self.past()
-            return
-        self._release(sent)
-        self.action_ended(sent, result, "")
+        if sent is not None:
+            self._release(sent)
+            self.action_ended(sent, result, "")
 
     def _end_unmeasured(self, sent: AskedAction, why: str) -> None:
         """An action of which it is known now that no result comes."""
