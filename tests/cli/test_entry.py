@@ -197,7 +197,7 @@ def test_a_reader_that_went_away_is_no_traceback(repository: Path) -> None:
     assert child.returncode == 1
 
 
-@pytest.mark.parametrize("command", ["serve", "gateway", "worker", "simulate"])
+@pytest.mark.parametrize("command", ["serve", "gateway", "worker"])
 def test_help_all_shows_every_setting_that_the_command_takes(command: str, cli: Cli) -> None:
     taken = clockwork.commands[command].params
     hidden = {one.opts[0] for one in taken if isinstance(one, click.Option) and one.hidden}

@@ -233,11 +233,7 @@ def test_a_client_s_key_is_not_taken_for_the_server_s() -> None:
 HOMELESS = """
 import os
 from clockwork_serve.config import read_settings
-from clockwork_serve.config.former import FORMER_SETTINGS
 from clockwork_serve.errors import ConfigError
-
-SHARED = ("patience", "watchdog_s", "scratch_memory")
-"""Settings that stand for several fields."""
 os.setuid(54321)
 for given in ({"cache": "/c"}, {}, {"repository": "~/models", "cache": "/c"}):
     try:

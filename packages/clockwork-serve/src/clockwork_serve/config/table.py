@@ -261,7 +261,8 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     )] = 1024 * MIB
     scratch_memory: Annotated[int, Setting(
         size(5 * MIB),
-        "most memory of one batch beside its weights, per device: a fifth for inputs and outputs", WORKER, "1280MiB",
+        "most memory of one batch beside its weights, per device: a fifth for inputs and outputs",
+        WORKER, "1280MiB",
     )] = 1280 * MIB
     threads: Annotated[int, Setting(
         integer(1, 1024), "threads that run one model on a CPU device", WORKER,

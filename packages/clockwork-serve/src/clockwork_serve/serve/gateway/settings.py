@@ -93,7 +93,8 @@ def excess(limit: str, most: int, found: int | None = None) -> str:
     """The text for a client that exceeds a ``limit``: one of ``FIXED``, or a setting."""
     what, unit, remedy = FIXED.get(limit) or setting(limit).excess
     raised = "" if limit in FIXED else f", or raise the server's {limit}"
-    return f"{what}: expected at most {most} {unit}, found {'more' if found is None else found}; {remedy}{raised}"
+    more = "more" if found is None else found
+    return f"{what}: expected at most {most} {unit}, found {more}; {remedy}{raised}"
 
 
 def json_excess(settings: Settings, length: int) -> str:
