@@ -1,11 +1,13 @@
 """Builds the documentation as a site with search: ``make docs``. A warning is an error.
 
 The pages stay as they are; links to files that are no pages (source, examples) become plain text, since the
-site does not have them. The order of the pages is that of ``docs/index.md``. The site is ``build/site/html``.
+site does not have them. A link to the folder of the packages leads to a page of their modules, which is made
+here. The order of the pages is that of ``docs/index.md``. The site is ``build/site/html``.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -17,8 +19,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 STAGE = ROOT / "build" / "site"
+PACKAGES = ROOT / "packages"
+MODULES = DOCS / "develop" / "modules.md"  # only on the site
 AROUND = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
-SUFFIXES = {".md", ".png", ".svg"}
+SUFFIXES = {".md", ".json", ".png", ".svg"}
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])+)\]\(([^)\s]+)\)")
 
 
@@ -34,6 +38,7 @@ def main() -> int:
             to.write_text(with_links_to(path, set(found)), encoding="utf-8")
         else:
             shutil.copy(path, to)
+    (STAGE / "pages" / MODULES.relative_to(ROOT)).write_text(modules(), encoding="utf-8")
     settings = (DOCS / "zensical.toml").read_text(encoding="utf-8")
     settings = settings.replace("[project]\n", f"[project]\nnav = {navigation()}\n", 1)
     (STAGE / "zensical.toml").write_text(settings, encoding="utf-8")
@@ -49,10 +54,39 @@ def with_links_to(page: Path, there: set[Path]) -> str:
     def kept(link: re.Match[str]) -> str:
         target = link[2].partition("#")[0]
         where = Path(os.path.normpath(page.parent / target))
+        if where == PACKAGES:
+            return f"[{link[1]}]({os.path.relpath(MODULES, page.parent)})"
         is_page = not target or ":" in target or where in there
         return link[0] if is_page or not where.exists() else link[1]
 
     return LINK.sub(kept, page.read_text(encoding="utf-8"))
+
+
+def modules() -> str:
+    """The page of all modules: for each, the first line of its docstring."""
+    lines = ["# Modules", "", "What each module does: the first line of its docstring, which says more."]
+    for package in sorted(PACKAGES.glob("*/src/*")):
+        if not (package / "__init__.py").is_file():
+            continue
+        lines += [
+            "",
+            f"## {package.name}",
+            "",
+            f"In `{package.relative_to(ROOT)}/`.",
+            "",
+            "| module | what |",
+        ]
+        lines += ["|---|---|"]
+        for path in sorted(package.rglob("*.py")):
+            name = path.relative_to(package).as_posix().removesuffix("__init__.py").removesuffix(".py")
+            lines.append(f"| `{name or package.name}` | {first_line(path).replace('|', '/')} |")
+    return "\n".join(lines) + "\n"
+
+
+def first_line(path: Path) -> str:
+    """Of a module's docstring; literals of reStructuredText and roles become those of Markdown."""
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return re.sub(r":\w+:(`[^`]*`)", r"\1", docstring.partition("\n")[0].replace("``", "`"))
 
 
 def navigation() -> str:
@@ -66,7 +100,8 @@ def navigation() -> str:
                 entries.append(f"{{ {json.dumps(title)} = {json.dumps(pages)} }}")
             title, pages = line.removeprefix("## "), []
         for _, target in LINK.findall(line) if title else ():
-            where = os.path.relpath(DOCS / target, ROOT)
+            path = Path(os.path.normpath(DOCS / target))
+            where = os.path.relpath(MODULES if path == PACKAGES else path, ROOT)
             if where.endswith(".md") and where not in pages:
                 pages.append(where)
     return f"[{', '.join(entries)}]"

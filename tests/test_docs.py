@@ -6,6 +6,7 @@ Links to other hosts are not followed. The site itself is built where the extra 
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 from collections import Counter
@@ -208,6 +209,15 @@ def test_each_page_begins_with_what_it_is_for() -> None:
             title, _, rest = (ROOT / name).read_text(encoding="utf-8").partition("\n\n")
             assert title.startswith("# "), name
             assert re.match(r"[A-Z`\[]", rest), f"{name}: expected a paragraph after the title"
+
+
+def test_the_site_has_a_line_for_each_module_and_leads_to_them_from_the_folder_of_the_packages() -> None:
+    build = runpy.run_path(str(ROOT / "docs" / "build.py"))
+    rows = re.findall(r"^\| `\S+` \| (.*) \|$", build["modules"](), re.MULTILINE)
+
+    assert len(rows) == sum(bool(re.fullmatch(r"packages/[^/]+/src/.+\.py", name)) for name in known())
+    assert [row for row in rows if not row.endswith(".")] == []
+    assert "](develop/modules.md)" in build["with_links_to"](ROOT / "docs" / "index.md", set())
 
 
 @pytest.mark.slow

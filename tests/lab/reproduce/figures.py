@@ -18,6 +18,7 @@ def figure(panels: int = 2) -> Figure:
     return Figure(
         figure="fig5",
         title="a title",
+        question="a question?",
         setup={"seed": 1, "workload": ["a note"]},
         panels=(panel, other)[:panels],
         claims=(MET, MISSED),

@@ -15,7 +15,8 @@ def test_the_json_has_the_series_of_all_panels_and_the_claims():
 
     assert list(record) == ["figure", "setup", "series", "claims"]
     assert record["setup"] == {
-        "title": "a title", "seed": 1, "workload": ["a note"], "notes": ["something to know"],
+        "title": "a title", "question": "a question?",
+        "seed": 1, "workload": ["a note"], "notes": ["something to know"],
     }  # fmt: skip
     assert [series["name"] for series in record["series"]] == [
         "goodput: published", "goodput: default", "goodput: limit", "latency: default",

@@ -61,7 +61,7 @@ def reproduce(  # noqa: PLR0913 - one parameter for each option
 ) -> int:  # fmt: skip
     """Reproduce a figure of the Clockwork paper: fig2, fig5, ..., fig11, or all.
 
-    The published curve, our policies and the limit, from one run: as JSON, as a picture and as a table.
+    The published curve, our policies and the limit, from one run: as JSON, as a picture and as a page.
     """
     from clockwork_lab.reproduce import ALL, NAMES, experiment
     from clockwork_lab.reproduce.write import check_folder

@@ -61,6 +61,7 @@ def fig10(run: FigureRun) -> Figure:
     return Figure(
         figure="fig10",
         title="errors of prediction, on a real CPU device",
+        question="How well are the durations and the ends of actions predicted?",
         setup=run.setup(
             simulated=False,
             experiment=f"{MODELS} copies of a network of 8 convolutions on one CPU device with room for "

@@ -70,6 +70,7 @@ def fig11_virtual(run: FigureRun) -> Figure:
     return Figure(
         figure="fig11",
         title="goodput through one controller, emulated workers, virtual time",
+        question="How much goodput goes through one controller as workers are added?",
         setup=run.setup(
             experiment=f"N workers of one GPU, {FUNCTIONS:,} generated functions on 4,026 instances of the "
             f"paper's models, SLO {SLO_MS:g} ms, batch ≤ {CAP}, INFERs of at most {MAX_EXEC_MS:g} ms; "

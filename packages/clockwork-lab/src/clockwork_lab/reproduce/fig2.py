@@ -67,6 +67,7 @@ def fig2(run: FigureRun) -> Figure:
     return Figure(
         figure="fig2",
         title="one inference at a time, and several at once",
+        question="Does an inference always take the same time, alone and when several run at once?",
         setup=run.setup(
             simulated=False,
             experiment="a network of 8 convolutions at batch 1 in ONNX Runtime with one thread, on core "

@@ -53,6 +53,7 @@ def fig5(run: FigureRun) -> Figure:
     return Figure(
         figure="fig5",
         title="goodput against SLO, one GPU",
+        question=f"Which goodput does one GPU reach at each SLO, asked by {MODELS * CLIENTS} clients?",
         setup=run.setup(
             experiment=f"1 GPU, {MODELS} copies of {KIND}, {CLIENTS} closed-loop clients each, "
             f"{seconds - WARMUP_S:g} s after a warm-up of {WARMUP_S:g} s, which starts with {WARM_S:g} s of "

@@ -61,6 +61,7 @@ def fig6(run: FigureRun) -> Figure:
     return Figure(
         figure="fig6",
         title="thousands of models on one GPU",
+        question=f"What happens to goodput as {MODELS:,} models come to share one GPU beside a busy one?",
         setup=run.setup(
             experiment=f"1 GPU of 1376 pages; Minor: 1 copy of {KIND} at {MINOR_RPS:g} r/s; Major: "
             f"{MAJOR_RPS:g} r/s evenly over 1 copy, one more every {hour_s / MODELS:g} s up to {MODELS}; "

@@ -45,6 +45,7 @@ def fig7(run: FigureRun) -> Figure:
     return Figure(
         figure="fig7",
         title="satisfaction against the SLO, six GPUs",
+        question="How tight an SLO do six GPUs meet, with few and many models, at three rates?",
         setup=run.setup(
             experiment=f"{DEVICES} GPUs, N copies of {KIND}, Poisson arrivals of R r/s over all of them, SLO "
             f"x {FACTOR:g} every {step_s:g} s from {FIRST_MS:g} ms, after {step_s:g} s at {WARM_SLO_MS:g} ms"

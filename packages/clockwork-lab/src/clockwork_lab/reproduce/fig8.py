@@ -56,6 +56,7 @@ def fig8(run: FigureRun) -> Figure:
     return Figure(
         figure="fig8",
         title="latency-sensitive clients beside batch clients, six GPUs",
+        question="What do batch clients cost latency-sensitive ones that share six GPUs with them?",
         setup=run.setup(
             experiment=f"{DEVICES} GPUs; {SENSITIVE} latency-sensitive copies of {KIND} at {SENSITIVE_RPS:g} "
             f"r/s each, Poisson; their SLO: {WARM_SLO_MS:g} ms for {step_s:g} s, then {FIRST_MS:g} ms, x "

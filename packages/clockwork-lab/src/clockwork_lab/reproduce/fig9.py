@@ -54,6 +54,7 @@ def fig9(run: FigureRun, requests: int | None = None) -> Figure:
     return Figure(
         figure="fig9",
         title="a trace on thousands of models, twelve GPUs",
+        question=f"At which load do {DEVICES} GPUs stop serving {KINDS * COPIES:,} models in time?",
         setup=run.setup(
             experiment=f"{DEVICES} GPUs, one a worker; {warmup_s:g} s of warm-up, from cold; "
             f"SLO {SLO_MS:g} ms; " + "; ".join(source.words for source in found)

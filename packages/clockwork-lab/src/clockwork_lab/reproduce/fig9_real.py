@@ -68,6 +68,7 @@ def fig9_real(run: FigureRun, seconds: float | None = None, rate_rps: float | No
     return Figure(
         figure="fig9_real",
         title="a trace on thousands of models, twelve emulated devices, in real time",
+        question="Does a controller with real processes and sockets serve the trace in time?",
         setup=run.setup(
             experiment=f"one controller process, policy {ours.name}, {WORKERS} worker processes of {DEVICES} "
             f"emulated devices, {len(workload.models):,} models; {seconds:g} s at {rate_rps:g} r/s after "

@@ -94,21 +94,29 @@ class PaperClaim(Struct, frozen=True, kw_only=True):
 
 
 class Figure(Struct, frozen=True, kw_only=True):
-    """One figure of the paper. ``setup`` says how it was made, ``notes`` are remarks for the reader."""
+    """One figure of the paper, and the ``question`` that it answers.
+
+    ``setup`` says how it was made, ``notes`` are remarks for the reader.
+    """
 
     figure: str
     title: str
+    question: str
     setup: dict[str, Any]
     panels: tuple[Panel, ...]
     claims: tuple[PaperClaim, ...] = ()
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> bytes:
-        """The figure for machines: figure, setup, series and claims, indented."""
+        """The record as JSON, indented."""
+        return msgspec.json.format(msgspec.json.encode(self.record()), indent=2)
+
+    def record(self) -> dict[str, Any]:
+        """The figure for machines: figure, setup, series and claims, as plain values."""
         several = len(self.panels) > 1
         record = {
             "figure": self.figure,
-            "setup": {"title": self.title, **self.setup, "notes": self.notes},
+            "setup": {"title": self.title, "question": self.question, **self.setup, "notes": self.notes},
             "series": [
                 {"name": f"{panel.name}: {series.name}" if several else series.name, "points": series.points}
                 for panel in self.panels
@@ -122,7 +130,8 @@ class Figure(Struct, frozen=True, kw_only=True):
                 for claim in self.claims
             ],
         }  # fmt: skip
-        return msgspec.json.format(msgspec.json.encode(_rounded(msgspec.to_builtins(record))), indent=2)
+        rounded: dict[str, Any] = _rounded(msgspec.to_builtins(record))
+        return rounded
 
 
 def points(pairs: Any) -> tuple[Point, ...]:

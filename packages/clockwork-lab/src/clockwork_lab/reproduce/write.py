@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from clockwork_lab.reproduce.figure import Figure, Panel, PaperClaim
+import msgspec
+
+from clockwork_lab.reproduce.figure import Figure, PaperClaim
 from clockwork_serve.errors import ConfigError, install_advice
 
 
@@ -30,47 +31,48 @@ def write(figure: Figure, folder: Path) -> list[Path]:
 
     paths = [folder / f"{figure.figure}.{ending}" for ending in ("json", "md", "svg")]
     paths[0].write_bytes(figure.to_json() + b"\n")
-    paths[1].write_text(to_markdown(figure), encoding="utf-8")
+    paths[1].write_text(to_markdown(figure.record()), encoding="utf-8")
     draw(figure, paths[2])
     return paths
 
 
 # ------------------------------------------------------------
-# A figure as Markdown: set-up, claims, and one table for each panel, with rounded numbers.
+# A figure's record as a Markdown page: question, picture, claims, and how it was made.
 
 
-_DASH = "-"
+_DASH: Final = "-"
+_ABOVE: Final = ("title", "question", "notes")  # the page has them in other places
 
 
-def to_markdown(figure: Figure) -> str:
-    """The whole page; it names the picture beside it."""
-    lines = [f"# {figure.figure}: {figure.title}", "", f"![{figure.title}]({figure.figure}.svg)", ""]
-    if figure.claims:
-        lines += ["## Claims", "", *claims_table(figure.claims), ""]
-    for panel in figure.panels:
-        lines += [f"## {panel.name}", "", *panel_table(panel), ""]
-    if figure.notes:
-        lines += ["## Notes", "", *(f"- {note}" for note in figure.notes), ""]
-    lines += ["## How it was made", "", *_setup_lines(figure.setup)]
+def to_markdown(record: dict[str, Any]) -> str:
+    """The whole page of a record; it names the picture and the JSON beside it.
+
+    The points and the lists of the setup stay in the JSON.
+    """
+    name, setup = record["figure"], record["setup"]
+    title, notes = setup["title"], setup["notes"]
+    claims = msgspec.convert(record["claims"], list[PaperClaim])
+    lines = [f"# {name}: {title}", "", setup["question"], "", f"![{title}]({name}.svg)", ""]
+    if claims:
+        lines += ["## Claims", "", f"Met: {sum(claim.met for claim in claims)} of {len(claims)}.", ""]
+        lines += [*_claims_table(claims), ""]
+    if notes:
+        lines += ["## Notes", "", *(f"- {note}" for note in notes), ""]
+    held = f"[{name}.json]({name}.json) holds every point of the picture, the claims, and all conditions."
+    lines += ["## How it was made", "", f"By `clockwork reproduce {name.replace('_', ' --')}`. {held}", ""]
+    lines += [
+        f"- {key}: {each}" for key, each in setup.items() if key not in _ABOVE and not isinstance(each, list)
+    ]
     return "\n".join(lines) + "\n"
 
 
-def claims_table(claims: Sequence[PaperClaim]) -> list[str]:
-    """Lines of the table of claims."""
-    rows = [
-        (claim.name, number(claim.paper), number(claim.ours), claim.wanted, "yes" if claim.met else "**no**")
-        for claim in claims
-    ]
-    return _table(("claim", "published", "ours", "wanted", "met"), rows)
-
-
-def panel_table(panel: Panel) -> list[str]:
-    """Lines of a table: a row for each x, a column for each series."""
-    xs: list[float] = []
-    for series in panel.series:
-        xs += [point.x for point in series.points if not any(_same(point.x, x) for x in xs)]
-    rows = [(number(x), *(number(series.at(x)) for series in panel.series)) for x in sorted(xs)]
-    return _table((panel.x_label, *(series.name for series in panel.series)), rows)
+def _claims_table(claims: list[PaperClaim]) -> list[str]:
+    rows = ["| claim | published | ours | wanted | met |", "| --- | --: | --: | --: | --: |"]
+    for claim in claims:
+        met = "yes" if claim.met else "**no**"
+        cells = claim.name.replace("|", "/"), number(claim.paper), number(claim.ours), claim.wanted, met
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
 
 
 def number(value: float | None) -> str:
@@ -82,25 +84,3 @@ def number(value: float | None) -> str:
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3f}" if 0.1 <= abs(value) < 1 else f"{value:.4g}"
-
-
-def _same(left: float, right: float) -> bool:
-    return abs(left - right) <= 1e-6 * abs(right)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
-
-    rule = f"|{'|'.join([' --- ', *([' --: '] * (len(head) - 1))])}|"
-    return [line(head), rule, *(line(row) for row in rows)]
-
-
-def _setup_lines(setup: dict[str, Any]) -> list[str]:
-    lines = []
-    for key, value in setup.items():
-        if isinstance(value, list | tuple):
-            lines += [f"- {key}:", *(f"  - {each}" for each in value)]
-        else:
-            lines.append(f"- {key}: {value}")
-    return lines

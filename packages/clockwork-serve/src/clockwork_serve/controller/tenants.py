@@ -7,6 +7,8 @@ as far as estimates are right; a cost above the estimate is a debt that is repai
 A request that finds its model's weights on no device makes a *claim* for its tenant. When the LOAD is sent,
 its bytes are divided among the tenants with a claim; without one, the tenant whose request is due first pays
 for all of them. They are held until the result, and taken if it is good.
+
+It refuses nobody: ``admission`` asks it, and decides.
 """
 
 from __future__ import annotations

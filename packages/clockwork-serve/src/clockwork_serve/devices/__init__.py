@@ -1,4 +1,4 @@
-"""Devices, which execute actions."""
+"""Devices, which execute actions as they are given, and decide nothing."""
 
 from __future__ import annotations
 

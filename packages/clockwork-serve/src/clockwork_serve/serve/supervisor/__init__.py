@@ -1,1 +1,4 @@
-"""The supervisor process, which starts, watches and restarts all others, and prepares models for them."""
+"""The supervisor process, which starts, watches and restarts all others, and prepares models for them.
+
+No request passes through it.
+"""
