@@ -116,13 +116,14 @@ def main() -> int:
     options = parser(__doc__)
     options.add_argument("--seconds", type=float, default=300)
     options.add_argument("--share", type=float, default=0.6, help="of the device")
-    options.add_argument("--pin", action="store_true", help="give the device a core of its own")
-    options.add_argument("--realtime", action="store_true", help="run its lanes at real-time priority")
+    options.add_argument(
+        "--isolate", default="off", help="the server's setting: off, cores, realtime or both"
+    )
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name) / "models"
         repositories.layers(root, MODEL, width=WIDTH, depth=DEPTH)
-        with serve(root, pin=given.pin, realtime=given.realtime) as serving:
+        with serve(root, isolate=given.isolate) as serving:
             outcome = measure(serving, given.share, given.seconds, given.seed)
     return finish(outcome, given.json)
 

@@ -428,7 +428,8 @@ def real(outcome: Outcome, folder: Path, seconds: float) -> None:
     at = f"127.0.0.1:{free_port()}"
     workers = FarWorkers(folder, {"controller": at, **far})
     settings = {
-        "listen_machines": at, "scaling_target": 0.99, "scaling_lead_s": 5, "scaling_most": FAR_MOST + 1,
+        "listen_machines": at, "scaling_target": 0.99, "scaling_lead_s": 5,
+        "scaling_devices": (1, FAR_MOST + 1),
         **own,
     }  # fmt: skip
     wanted: list[int] = []

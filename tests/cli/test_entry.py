@@ -197,7 +197,7 @@ def test_a_reader_that_went_away_is_no_traceback(repository: Path) -> None:
     assert child.returncode == 1
 
 
-@pytest.mark.parametrize("command", ["serve", "gateway", "worker", "simulate"])
+@pytest.mark.parametrize("command", ["serve", "gateway", "worker"])
 def test_help_all_shows_every_setting_that_the_command_takes(command: str, cli: Cli) -> None:
     taken = clockwork.commands[command].params
     hidden = {one.opts[0] for one in taken if isinstance(one, click.Option) and one.hidden}
@@ -212,8 +212,8 @@ def test_help_all_shows_every_setting_that_the_command_takes(command: str, cli: 
 
 def test_help_shows_what_kind_of_value_each_setting_takes() -> None:
     kinds = {
-        "max_body": "SIZE", "max_message": "SIZE", "max_json": "SIZE", "device_memory": "SIZE",
-        "compile_memory": "SIZE", "shared_memory": "PREFIX", "jitter": "N", "gateways": "N", "slo_ms": "MS",
+        "max_body": "SIZE", "scratch_memory": "SIZE", "device_memory": "SIZE",
+        "compile_memory": "SIZE", "shared_memory": "PREFIX", "patience": "N", "gateways": "N", "slo_ms": "MS",
         "drain_s": "SECONDS", "http_port": "PORT", "tls_key": "FILE", "cache": "FOLDER", "policy": "NAME",
     }  # fmt: skip
 

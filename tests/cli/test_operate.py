@@ -247,7 +247,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     keys = tmp_path / "keys.toml"
     keys.write_text("a secret")
     (tmp_path / "clockwork.toml").write_text(
-        f'api_keys = "{keys}"\nslo_ms = 50\npin = true\ndevice_memory = "80%"'
+        f'api_keys = "{keys}"\nslo_ms = 50\nlive_page = false\ndevice_memory = "80%"'
     )
     monkeypatch.setenv("CLOCKWORK_SLO_MS", "20")
     monkeypatch.setenv("CLOCKWORK_GRPC_PORT", "off")
@@ -268,7 +268,7 @@ def test_settings_are_shown_with_where_they_come_from(sources: list[str], tmp_pa
         "slo_ms": (20, "environment", "CLOCKWORK_SLO_MS"),
         "grpc_port": (None, "environment", "CLOCKWORK_GRPC_PORT"),
         "api_keys": (str(tmp_path / "keys.toml"), "file", file),
-        "pin": (True, "file", file),
+        "live_page": (False, "file", file),
         "device_memory": ("80%", "file", file),
     }
     assert tuple(found["max_body"].values()) == (64 << 20, "default", None)
@@ -284,7 +284,7 @@ def test_settings_are_shown_as_they_are_written(sources: list[str], cli: Cli) ->
     assert shown["max_body"] == "64MiB default"
     assert shown["tls_key"] == "(none) default"
     assert shown["device"] == "cpu:0, emulated:v100 --device"
-    assert shown["pin"].startswith("true /")
+    assert shown["live_page"].startswith("false /")
     assert "secret" not in said
 
 

@@ -1,4 +1,4 @@
-"""``validate``, ``compile`` and ``profile``: their screens, their JSON, their exit codes."""
+"""``validate``, ``profile`` and ``profile --no-measure``: their screens, their JSON, their exit codes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from clockwork_serve.cli.repository import _durations
 from clockwork_serve.messages import Profile
 from tests.cli.commands import Cli
 
-COMMANDS = ("validate", "compile", "profile")
+COMPILE = "profile --no-measure"
+COMMANDS = ("validate", COMPILE, "profile")
 WITHOUT_TORCH = """
 import importlib.util, sys
 found = importlib.util.find_spec
@@ -28,7 +29,7 @@ sys.exit(run(sys.argv[1:]))
 def test_a_good_repository_is_a_table_and_exit_0(command: str, repository: Path, cli: Cli) -> None:
     devices = ["--device", "emulated:v100"] if command == "profile" else []
 
-    shown = cli(command, repository, *devices)
+    shown = cli(*command.split(), repository, *devices)
     assert "slow/1" in shown.out
     assert "compiling 1/1: slow/1" in shown.err
     assert "problem:" not in shown.err
@@ -38,14 +39,14 @@ def test_a_good_repository_is_a_table_and_exit_0(command: str, repository: Path,
 def test_a_broken_model_is_named_and_exit_1(command: str, broken: Path, cli: Cli) -> None:
     devices = ["--device", "emulated:v100"] if command == "profile" else []
 
-    shown = cli(command, broken, *devices, code=1)
+    shown = cli(*command.split(), broken, *devices, code=1)
     assert "slow/1" in shown.out
     assert "problem: model 'broken'" in shown.err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_folder_that_is_not_there_is_one_line(command: str, repository: Path, cli: Cli) -> None:
-    wrote = cli(command, repository / "none", code=1)
+    wrote = cli(*command.split(), repository / "none", code=1)
     assert wrote.err.startswith("error: model repository: expected a readable folder")
 
 
@@ -56,7 +57,7 @@ def test_an_empty_folder_is_a_problem_and_exit_1(
     empty = tmp_path / "empty"
     empty.mkdir()
 
-    said = cli(command, empty, code=1).err
+    said = cli(*command.split(), empty, code=1).err
     assert "problem: repository: models: expected each model at MODEL/1/model.onnx (or model.pt2" in said
     assert f"found no model in {empty}" in said
 
@@ -88,21 +89,21 @@ def test_one_file_is_validated_by_itself(repository: Path, tmp_path: Path, cli: 
     assert wrote.err.startswith("error: model file: expected a readable file")
 
 
-@pytest.mark.parametrize("command", ["validate", "compile"])
+@pytest.mark.parametrize("command", ["validate", COMPILE])
 def test_a_torch_program_for_a_gpu_that_is_not_here_is_a_problem_and_the_rest_is_served(
     command: str, repository: Path, cli: Cli
 ) -> None:
     (repository / "program" / "1").mkdir(parents=True)
     (repository / "program" / "1" / "model.pt2").write_bytes(b"no program")
 
-    shown = cli(command, repository, "--torch-target", "cuda", code=1)
+    shown = cli(*command.split(), repository, "--torch-target", "cuda", code=1)
     assert "slow/1" in shown.out
     assert "problem: model 'program' version 1" in shown.err
 
 
-@pytest.mark.parametrize("command", ["validate", "compile"])
+@pytest.mark.parametrize("command", ["validate", COMPILE])
 def test_a_torch_target_that_there_is_not_is_named(command: str, repository: Path, cli: Cli) -> None:
-    assert "'cpu', 'cuda'" in cli(command, repository, "--torch-target", "gpu", code=2).err
+    assert "'cpu', 'cuda'" in cli(*command.split(), repository, "--torch-target", "gpu", code=2).err
 
 
 def test_validate_says_how_much_is_reserved_for_outputs(repository: Path, cli: Cli) -> None:
@@ -141,7 +142,7 @@ def test_validate_for_machines(broken: Path, cli: Cli) -> None:
 
 
 def test_compile_for_machines(repository: Path, cli: Cli) -> None:
-    [model] = cli("compile", repository, "--json").json["models"]
+    [model] = cli(*COMPILE.split(), repository, "--json").json["models"]
     assert (model["name"], model["backend"], model["weights_bytes"]) == ("slow", "emulated", 2 << 20)
 
 
@@ -186,7 +187,7 @@ def test_profile_shows_powers_of_two_and_the_largest() -> None:
 def test_a_setting_reaches_the_work(repository: Path, tmp_path: Path, cli: Cli) -> None:
     cache = tmp_path / "elsewhere"
 
-    cli("compile", repository, "--cache", cache)
+    cli(*COMPILE.split(), repository, "--cache", cache)
     assert list(cache.iterdir()) != []
 
 
@@ -194,20 +195,20 @@ def test_a_cache_that_cannot_be_written_is_one_line(repository: Path, tmp_path: 
     blocked = tmp_path / "file"
     blocked.write_text("")
 
-    wrote = cli("compile", repository, "--cache", blocked, code=1)
+    wrote = cli(*COMPILE.split(), repository, "--cache", blocked, code=1)
     assert wrote.err.startswith("error: cache_dir: expected a folder that can be written")
 
 
-@pytest.mark.parametrize("command", ["compile", "profile"])
+@pytest.mark.parametrize("command", [COMPILE, "profile"])
 def test_the_store_gets_what_the_cache_holds(
     command: str, repository: Path, tmp_path: Path, cli: Cli
 ) -> None:
     devices = ["--device", "emulated:v100"] if command == "profile" else []
-    cli(command, repository, *devices)
+    cli(*command.split(), repository, *devices)
     store = tmp_path / "store"
     store.mkdir()
 
-    assert f"store: {store}" in cli(command, repository, "--store", store, *devices).out
+    assert f"store: {store}" in cli(*command.split(), repository, "--store", store, *devices).out
     assert len(list(store.glob("*/codes/*/code.json"))) == 1
     assert len(list(store.glob("objects/*/*"))) == 1
 
@@ -217,7 +218,7 @@ def test_a_store_that_is_not_there_is_a_problem_and_what_was_made_is_kept_here(
 ) -> None:
     missing = tmp_path / "missing"
 
-    shown = cli("compile", repository, "--store", missing, code=1)
+    shown = cli(*COMPILE.split(), repository, "--store", missing, code=1)
     assert "slow/1" in shown.out
     assert f"store: expected a store that can be reached, found {missing}: NotADirectoryError" in shown.err
     assert not missing.exists()

@@ -123,7 +123,7 @@ def spoil(path: Path, at: int) -> None:
 def test_a_journal_that_agrees_is_told_in_a_few_lines(journal: Path, cli: Cli) -> None:
 
     shown = cli("simulate", "--replay", journal).out
-    assert "policy paper, batches of at most 16, 2 devices" in shown
+    assert "policy paper, batches of at most 64, 2 devices" in shown
     assert "decisions agree, and none differs" in shown
 
 

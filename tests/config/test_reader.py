@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from clockwork_serve.config import SETTINGS, Settings, default_cache, read_settings
+from clockwork_serve.config.former import FORMER_SETTINGS
 from clockwork_serve.errors import ConfigError
+
+SHARED = ("patience", "watchdog_s", "scratch_memory")
+"""Settings that stand for several fields."""
 
 
 def written(folder: Path, text: str) -> str:
@@ -23,7 +29,9 @@ def written(folder: Path, text: str) -> str:
 def test_every_setting_of_the_table_has_its_field_and_no_other() -> None:
     fields = set(Settings.__struct_fields__) - {"sources", "warnings"}
 
-    assert {entry.name for entry in SETTINGS} == fields
+    names = {entry.name for entry in SETTINGS}
+    assert names < fields
+    assert fields - names <= {*FORMER_SETTINGS}, "what is no setting any more is said"
 
 
 def test_every_default_as_shown_reads_as_the_default() -> None:
@@ -123,11 +131,33 @@ def test_two_listeners_cannot_share_a_port_unless_the_system_chooses() -> None:
     assert (settings.http_port, settings.grpc_port, settings.metrics_port) == (0, 0, None)
 
 
-def test_memory_holds_at_least_a_page_of_whole_kibibytes() -> None:
-    with pytest.raises(ConfigError, match="device_memory"):
-        read_settings({"device_memory": "1MiB", "page_size": "2MiB"}, {}, None)
-    with pytest.raises(ConfigError, match="a multiple of 4KiB"):
-        read_settings({"page_size": "5000"}, {}, None)
+def test_one_setting_stands_for_several_limits() -> None:
+    given = {"patience": "2", "watchdog_s": "0.5", "scratch_memory": "500MiB", "max_body": "100MiB"}
+    found = read_settings(given, {}, None)
+    times = (found.head_s, found.body_s, found.send_s, found.idle_s, found.stream_s)
+    assert times == (20, 60, 60, 1200, 1200)
+    assert (found.hang_s, found.hang_grace_s, found.stuck_s) == (0.5, 2.5, 1.0)
+    assert (found.workspace, found.io_memory, found.max_message) == (400 << 20, 100 << 20, 100 << 20)
+    assert read_settings({"watchdog_s": "0"}, {}, None).stuck_s == 0
+
+
+def test_what_a_setting_stands_for_is_by_default_what_it_stands_for_when_it_is_set_to_that() -> None:
+    given = {entry.name: entry.default for entry in SETTINGS if entry.name in SHARED}
+    assert read_settings(given, {}, None) == msgspec.structs.replace(
+        read_settings({}, {}, None), sources=read_settings(given, {}, None).sources
+    )
+
+
+@pytest.mark.parametrize("name", FORMER_SETTINGS)
+def test_a_setting_of_an_earlier_version_names_what_to_set_now(name: str, tmp_path: Path) -> None:
+    assert name not in {entry.name for entry in SETTINGS}
+    file = tmp_path / "clockwork.toml"
+    file.write_text(f"{name} = 1\n")
+    said = re.escape(FORMER_SETTINGS[name])
+    with pytest.raises(ConfigError, match=rf"{name} \(from .*clockwork.toml\): expected .*{said}"):
+        read_settings({}, {}, str(file))
+    with pytest.raises(ConfigError, match=rf"{name} \(from CLOCKWORK_{name.upper()}\): expected .*{said}"):
+        read_settings({}, {f"CLOCKWORK_{name.upper()}": "1"}, None)
 
 
 def test_a_misspelt_variable_is_a_warning() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clockwork_serve.config import setting, values
-from clockwork_serve.config.values import DeviceChoice, Unfit, path, read_devices, size_or_share
+from clockwork_serve.config.values import DeviceChoice, Unfit, path, read_devices, size_or_share, span
 
 
 @pytest.mark.parametrize(
@@ -195,6 +195,22 @@ def test_devices_without_a_number_get_the_next_free_one() -> None:
         DeviceChoice("emulated:0", "emulated", "v100"),
         DeviceChoice("emulated:1", "emulated", "v100"),
     )
+
+
+def test_emulated_durations_may_vary_by_a_seed() -> None:
+    (chosen,) = read_devices(["emulated:v100?jitter=.1&seed=7"])
+    assert chosen == DeviceChoice("emulated:0", "emulated", "v100", jitter=0.1, seed=7)
+    assert read_devices([chosen.written]) == (chosen,)
+    for written in ("emulated:v100?speed=2", "emulated:v100?jitter=2", "emulated:v100?seed"):
+        with pytest.raises(Unfit):
+            read_devices([written])
+
+
+def test_the_fewest_and_the_most_are_two_numbers() -> None:
+    assert span(1, 100)("2..16") == (2, 16)
+    for written in ("16..2", "0..2", "1..101", "2", 2, "2..", "..2", ""):
+        with pytest.raises(Unfit, match=r"two whole numbers from 1 to 100 such as 2\.\.16"):
+            span(1, 100)(written)
 
 
 def test_devices_of_every_kind_are_numbered_apart() -> None:

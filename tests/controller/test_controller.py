@@ -371,9 +371,9 @@ def test_a_model_whose_least_batch_has_no_room_is_refused_with_what_to_set(limit
     world.serve(model("a"), times=msgspec.structs.replace(profile(), **{limit: {1: 4 << 40}}))
     world.join(device())
     answer = world.answers[world.ask("a", slo_ms=500)]
-    setting = {"workspace_bytes": "workspace", "io_bytes": "io_memory"}[limit]
+    use = {"workspace_bytes": "of scratch memory", "io_bytes": "for inputs and outputs"}[limit]
     assert (answer.outcome, answer.reason) == (Outcome.REJECTED, Reason.NOT_SERVING)
-    assert f"batch 1 needs {4 << 40} bytes of {setting}; d0 has {1 << 30}: raise {setting}" in answer.message
+    assert f"batch 1 needs {4 << 40} bytes {use}; d0 has {1 << 30}: raise scratch_memory" in answer.message
     assert not world.actions
 
 

@@ -244,7 +244,7 @@ def test_tensors_whose_size_a_request_chooses_are_refused(device, code):
 
 def test_a_code_that_does_not_fit_the_area_is_refused_and_a_batch_that_does_not_is(code, tmp_path):
     device = make(io_bytes=100)
-    with pytest.raises(DeviceError, match="take 512 bytes, and the I/O area has 100; raise io_memory"):
+    with pytest.raises(DeviceError, match="take 512 bytes, and the I/O area has 100; raise scratch_memory"):
         device.prepare(code)
     device.close()
     device = make(io_bytes=1024)
@@ -299,7 +299,7 @@ def test_weights_larger_than_their_extent_are_refused(code, tmp_path):
         ({"page_bytes": 1000}, "page_size: expected a multiple of 4096, found 1000"),
         ({"memory_bytes": 100}, "device_memory: expected at least one page"),
         ({"memory_bytes": 1 << 60}, "device_memory: .* bytes asked, .* available on this host; lower it"),
-        ({"io_bytes": 1 << 60}, "io_memory: .* lower it"),
+        ({"io_bytes": 1 << 60}, "scratch_memory: .* lower it"),
     ],
 )
 def test_memory_that_cannot_be_had_says_what_to_set(settings, message):

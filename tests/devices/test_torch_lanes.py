@@ -225,7 +225,7 @@ def test_memory_that_a_gpu_has_not_says_how_much_was_asked_is_free_and_is_to_be_
     asked = r"device_memory: 900 bytes \(90% of what was free\) asked, 1000 bytes of 5000 are free on cuda:0"
     with pytest.raises(DeviceError, match=f"{asked}; set it to at most 800 or less"):
         gpu.arena(900)
-    with pytest.raises(DeviceError, match="io_memory: no 70 bytes are left beside the arena; lower it"):
+    with pytest.raises(DeviceError, match="scratch_memory: no 70 bytes are left beside the arena; lower it"):
         gpu.area(70)
     with pytest.raises(DeviceError, match="pool_bytes: 70 bytes of pinned memory cannot be had; lower it"):
         gpu.pinned(70, "pool_bytes")

@@ -91,7 +91,7 @@ def test_too_low_limits_end_the_start_before_anything_is_started(root: Path, cac
 
 
 SMALL = {
-    "device_memory": "16MiB", "io_memory": "16MiB", "gateway_memory": "64MiB", "max_body": "16MiB",
+    "device_memory": "16MiB", "scratch_memory": "80MiB", "gateway_memory": "64MiB", "max_body": "16MiB",
     "grpc_port": "off",
 }  # fmt: skip
 

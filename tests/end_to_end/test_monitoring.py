@@ -75,7 +75,7 @@ def serving(
     (folder / "keys.toml").write_text(KEYS)
     (folder / "keys.toml").chmod(0o600)
     controller = ControllerConfig(quarantine_after=1)
-    settings = {"api_keys": str(folder / "keys.toml"), "triton_metrics": True}
+    settings = {"api_keys": str(folder / "keys.toml"), "triton": True}
     with start(folder / "models", controller=controller, **settings) as found:
         ask_for_every_end(found)
         yield found

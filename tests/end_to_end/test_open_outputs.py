@@ -198,5 +198,5 @@ def test_an_answer_larger_than_the_setting_is_refused_by_its_name(tmp_path: Path
         refused, good = (call(serving.http_url, path, body) for body in bodies)
         assert good.status == 200, good.json
         assert (refused.status, refused.json.get("reason")) == (500, "model_raised"), refused.json
-        assert "outputs: expected at most 1048576 bytes, as are left of io_memory" in refused.json["error"]
+        assert "outputs: expected at most 1048576 bytes, as are left of" in refused.json["error"]
         settled(serving)

@@ -117,7 +117,16 @@ def test_no_process_outlives_a_killed_supervisor(tmp_path: Path, cache: Path) ->
 def test_a_disk_that_takes_no_more_fails_the_compile_and_nothing_later(tmp_path: Path) -> None:
     root, cache = tmp_path / "models", tmp_path / "cache"
     repositories.one_matrix(root, "large", repositories.matrix_of(1, 512, 512))
-    compile_it = [sys.executable, "-m", "clockwork_serve", "compile", str(root), "--cache", str(cache)]
+    compile_it = [
+        sys.executable,
+        "-m",
+        "clockwork_serve",
+        "profile",
+        "--no-measure",
+        str(root),
+        "--cache",
+        str(cache),
+    ]
     ended = subprocess.run(
         # A limit on file sizes: writing fails half-way, as on a full disk.
         ["prlimit", f"--fsize={256 << 10}", *compile_it],

@@ -179,7 +179,7 @@ def test_a_pause_of_the_whole_server_ends_nobody(place: Path, timing: Timing) ->
 
 @pytest.mark.slow
 def test_who_wants_to_look_at_a_stopped_process_may_switch_that_off(place: Path) -> None:
-    with commanded(place, "--stuck-s", "0") as (supervisor, port):
+    with commanded(place, "--watchdog-s", "0") as (supervisor, port):
         pids = sorted(machine.children(supervisor.pid))
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)

@@ -104,7 +104,7 @@ def test_no_more_requests_are_open_than_may_be(gateway: RunningGateway) -> None:
             begin(gateway, clients, 20_000)
         refused = end(begin(gateway, clients, 20_000))
         assert (refused.status, refused.json["reason"]) == (429, "queue_full")
-        assert "max_requests" in refused.json["error"]
+        assert "requests wait for answers already" in refused.json["error"]
 
 
 def test_a_lost_controller_ends_waiting_requests_too(gateway: RunningGateway) -> None:

@@ -30,7 +30,7 @@ OF_HTTP = {503: grpc.StatusCode.UNAVAILABLE, 500: grpc.StatusCode.INTERNAL}
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
-    with running_gateway(tmp_path_factory.mktemp("gateway"), grpc_port=0, triton_codes=True) as found:
+    with running_gateway(tmp_path_factory.mktemp("gateway"), grpc_port=0, triton=True) as found:
         yield found
 
 

@@ -130,7 +130,7 @@ async def joins(at: Orders) -> None:
 async def test_real_time_is_granted_or_refused_with_what_it_needs(
     tmp_path: Path, devices: tuple[DeviceConfig, ...], threads: int
 ) -> None:
-    settings = Settings(realtime=True)
+    settings = Settings(isolate="realtime")
     async with worker(tmp_path, settings=settings, devices=devices) as process, orders(tmp_path) as at:
         joined = asyncio.create_task(joins(at))
         refused = asyncio.create_task(asyncio.to_thread(process.wait))

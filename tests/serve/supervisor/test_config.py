@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from clockwork_serve.config import Settings, read_settings
@@ -22,34 +23,35 @@ from clockwork_serve.store import StoreConfig
 def test_the_defaults_are_the_parts_own() -> None:
     settings = read_settings({}, {}, None)
 
-    assert controller_config(settings) == ControllerConfig()
+    by_default = msgspec.structs.replace(ControllerConfig(), max_batch=64)  # models say how much less
+    assert controller_config(settings) == by_default
     assert store_config(settings) == StoreConfig(cache_dir=settings.cache)
     assert device_configs(settings) == (DeviceConfig(device="cpu:0", memory_bytes=10**9),)
     assert server_config(settings) == ServerConfig(
-        settings=settings, store=StoreConfig(cache_dir=settings.cache), devices=device_configs(settings)
-    )
+        settings=settings, store=StoreConfig(cache_dir=settings.cache), devices=device_configs(settings),
+        controller=by_default,
+    )  # fmt: skip
 
 
 def test_every_field_of_the_brain_s_record_is_a_setting_or_is_known_not_to_be() -> None:
     others = {
         "network_ns", "max_exec_ns", "min_batch_gain", "estimate_window", "estimate_quantile", "lag_ns",
-        "capacity_ns", "first_id", "reject_infeasible", "expected_devices",
+        "capacity_ns", "first_id", "reject_infeasible", "expected_devices", "look_ahead_ns", "retries",
     }  # fmt: skip
     for name in ControllerConfig.__struct_fields__:
         stem = name.removesuffix("_ns")
         is_setting = any(hasattr(Settings(), each) for each in (name, f"{stem}_ms", f"{stem}_s"))
         assert is_setting is (name not in others), name
-    flags = {"retries": "3", "quarantine_after": "5", "hang_s": "1.5", "hang_grace_s": "4", "policy": "paper"}
+    flags = {"quarantine_after": "5", "watchdog_s": "1.5", "policy": "paper"}
     found = controller_config(read_settings(flags, {}, None))
-    assert (found.retries, found.quarantine_after, found.policy) == (3, 5, "paper")
-    assert (found.hang_ns, found.hang_grace_ns) == (1_500_000_000, 4_000_000_000)
+    assert (found.quarantine_after, found.policy) == (5, "paper")
+    assert (found.hang_ns, found.hang_grace_ns) == (1_500_000_000, 7_500_000_000)
 
 
 def test_what_is_set_arrives_in_the_parts_units() -> None:
     flags = {
-        "device": ["cpu", "emulated:v100"], "device_memory": "64MiB", "page_size": "64KiB", "jitter": "0.1",
-        "seed": "7", "look_ahead_ms": "2.5", "slack_ms": "0.25", "reject": False,
-        "max_batch": "4", "largest_batch": "2", "cache": "/c", "store": "s3://b/c",
+        "device": ["cpu", "emulated:v100?jitter=0.1&seed=7"], "device_memory": "64MiB", "slack_ms": "0.25",
+        "scratch_memory": "50MiB", "max_batch": "4", "cache": "/c", "store": "s3://b/c",
     }  # fmt: skip
     settings = read_settings(flags, {}, None)
 
@@ -57,13 +59,14 @@ def test_what_is_set_arrives_in_the_parts_units() -> None:
     controller = controller_config(settings)
     store = store_config(settings)
 
-    assert (cpu.memory_bytes, cpu.page_bytes, emulated.seed) == (64 << 20, 64 << 10, 8)
-    assert (emulated.memory_bytes, emulated.page_bytes) == (64 << 20, 64 << 10)
+    assert (cpu.memory_bytes, cpu.page_bytes, emulated.seed) == (64 << 20, 256 << 10, 8)
+    assert emulated.memory_bytes == 64 << 20
+    for each in (cpu, emulated):
+        assert (each.workspace_bytes, each.io_bytes) == (40 << 20, 10 << 20)
     assert (emulated.device, emulated.kind, emulated.profile, emulated.jitter) == (
         "emulated:0", "emulated", "v100", 0.1,
     )  # fmt: skip
-    assert (controller.look_ahead_ns, controller.slack_ns) == (2_500_000, 250_000)
-    assert (controller.reject_infeasible, controller.max_batch) == (False, 4)
+    assert (controller.slack_ns, controller.max_batch) == (250_000, 4)
     assert (store.cache_dir, store.shared) == ("/c", "s3://b/c")
     assert (store.max_batch_size, store.largest_batch) == (4, 4)
 
@@ -83,9 +86,9 @@ def test_a_gpu_has_most_of_its_memory_and_large_pages_by_default() -> None:
     assert (gpu.pool_bytes, gpu.graphs) == (2 << 30, 256)
     assert (cpu.memory_bytes, cpu.memory_share, cpu.page_bytes, cpu.pool_bytes) == (10**9, 0.0, 256 << 10, 0)
 
-    flags = {"device_memory": "50%", "page_size": "4MiB", "cuda_graphs": "0"}
+    flags = {"device_memory": "50%"}
     cpu, gpu = device_configs(read_settings({"device": ["cpu", "cuda"], **flags}, {}, None))
-    assert (gpu.memory_share, gpu.page_bytes, gpu.graphs) == (0.5, 4 << 20, 0)
+    assert gpu.memory_share == 0.5
     assert (cpu.memory_bytes, cpu.memory_share) == (10**9, 0.0), "a share is of a GPU"
 
     flags = {"device_memory": "3GiB"}
@@ -120,10 +123,10 @@ def test_a_share_of_memory_is_at_most_the_machine_s() -> None:
 
 
 def test_gateways_get_the_settings_themselves() -> None:
-    flags = {"slo_ms": "2.5", "grpc_port": "off", "triton_codes": True, "max_body": "1MiB"}
+    flags = {"slo_ms": "2.5", "grpc_port": "off", "triton": True, "max_body": "1MiB"}
     settings = read_settings(flags, {"CLOCKWORK_SHARED_MEMORY": "/clockwork-"}, None)
     config = server_config(settings)
     assert config.settings is settings
     assert (settings.default_slo_ns, settings.ports["grpc_port"]) == (2_500_000, None)
-    assert (settings.triton_codes, settings.shared_memory) == (True, "/clockwork-")
+    assert (settings.triton, settings.shared_memory) == (True, "/clockwork-")
     assert Settings().default_slo_ns is None

@@ -55,7 +55,8 @@ def checked(which: str, soft: int, hard: int, kind: str = "cpu", *, joining: boo
 def test_too_little_address_space_is_refused_with_what_asks_for_it() -> None:
     (said,) = checked("RLIMIT_AS", 700 * MIB, 700 * MIB)
     for part in (
-        "address space (ulimit -v): expected at least ", "for worker-cpu:0", "device_memory", "io_memory",
+        "address space (ulimit -v): expected at least ", "for worker-cpu:0", "device_memory",
+        "scratch_memory",
         "gateway_memory 256 MiB", "found a limit of 700 MiB", "ulimit -v unlimited", "LimitAS=infinity",
     ):  # fmt: skip
         assert part in said

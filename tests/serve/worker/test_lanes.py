@@ -308,7 +308,7 @@ def test_outputs_that_outgrow_their_room_are_in_memory_of_the_worker_until_the_s
 
         refused = at.ask(over(infer(3, "a", 0), third))
         assert refused.status is Status.MODEL_RAISED
-        assert "expected at most 0 bytes, as are left of io_memory (8192); found 4096" in refused.message
+        assert "expected at most 0 bytes, as are left of 8192; found 4096" in refused.message
         first.take_back()
         assert at.ask(over(infer(4, "a", 0), third)).status is Status.OK
 

@@ -131,7 +131,8 @@ clockwork-serve/kind: {{ . }}
 {{/* What a worker of a kind, or its builder, takes: root, kind, index (of the kind), field and given (resources). */}}
 {{- define "clockwork.workerResources" -}}
 {{- $settings := dict "root" .root "own" .kind.settings "field" (printf "workers[%d]" .index) -}}
-{{- $io := include "clockwork.settingBytes" (merge (dict "name" "io_memory" "default" "256MiB") $settings) | int64 -}}
+{{- $scratch := include "clockwork.settingBytes" (merge (dict "name" "scratch_memory" "default" "1280MiB") $settings) | int64 -}}
+{{- $io := div $scratch 5 -}}
 {{- $threads := include "clockwork.setting" (merge (dict "name" "threads" "default" 1) $settings) | int -}}
 {{- $devices := int (.kind.devices | default 1) -}}
 {{- $each := 0 -}}
@@ -140,16 +141,15 @@ clockwork-serve/kind: {{ . }}
 {{- if eq .kind.device "cuda" -}}
 {{- $host := include "clockwork.settingBytes" (merge (dict "name" "host_memory" "default" "1GiB") $settings) | int64 -}}
 {{- $each = add $host (mul 2 $io) 2147483648 -}}
-{{- $why = "host_memory, twice io_memory and 2Gi for each device" -}}
+{{- $why = "host_memory, two fifths of scratch_memory and 2Gi for each device" -}}
 {{- $gpus = $devices -}}
 {{- else if hasPrefix "emulated" .kind.device -}}
 {{- $each = add (mul 2 $io) 268435456 -}}
-{{- $why = "twice io_memory and 256Mi for each device" -}}
+{{- $why = "two fifths of scratch_memory and 256Mi for each device" -}}
 {{- else -}}
 {{- $memory := include "clockwork.settingBytes" (merge (dict "name" "device_memory" "default" "1GB") $settings) | int64 -}}
-{{- $scratch := include "clockwork.settingBytes" (merge (dict "name" "workspace" "default" "1GiB") $settings) | int64 -}}
-{{- $each = add $memory $scratch (mul 2 $io) 536870912 -}}
-{{- $why = "device_memory, workspace, twice io_memory and 512Mi for each device" -}}
+{{- $each = add $memory $scratch $io 536870912 -}}
+{{- $why = "device_memory, six fifths of scratch_memory and 512Mi for each device" -}}
 {{- end -}}
 {{- $shared := include "clockwork.bytes" (dict "field" "sharedMemory" "value" .root.Values.sharedMemory) | int64 -}}
 {{- include "clockwork.resources" (dict "field" .field "given" .given "need" (add (mul $devices $each) $shared) "why" (printf "%s, and sharedMemory" $why) "cpu" (mul $devices $threads) "gpus" $gpus) -}}

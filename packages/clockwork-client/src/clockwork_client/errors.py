@@ -111,7 +111,7 @@ _NOT_SERVING: Final = frozenset({"draining", "not_serving"})
 def error_class(status: int, outcome: str = "", reason: str = "") -> type[ServingError]:
     """The error class for an HTTP status, and for the server's outcome and reason if it gave them.
 
-    A server with ``triton_codes`` sends 503 for all that it refuses; outcome and reason tell the cases apart.
+    A server with ``triton`` sends 503 for all that it refuses; outcome and reason tell the cases apart.
     """
     if status == 503 and outcome in _BY_OUTCOME and reason not in _NOT_SERVING:
         return _BY_OUTCOME[outcome]

@@ -97,7 +97,8 @@ def serve_and_ask(run: FigureRun, folder: Path, config: ControllerConfig) -> Req
     server_config = ServerConfig(
         settings=Settings(
             repository=str(folder / "models"), http_port=0, grpc_port=None, metrics_port=None,
-            journal=str(folder / "journal"), log_level="warning", pin=has_own_core(),
+            journal=str(folder / "journal"), log_level="warning",
+            isolate="cores" if has_own_core() else "off",
         ),
         store=StoreConfig(cache_dir=str(folder / "cache")),
         devices=(DeviceConfig(device="cpu:0", memory_bytes=MEMORY_BYTES),), controller=config,

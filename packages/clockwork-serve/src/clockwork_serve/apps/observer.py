@@ -358,8 +358,8 @@ def _add_scaling(observer: Observer, settings: Settings, run_dir: Path, page: Li
 
     assert settings.scaling_target is not None
     rules = ScalingRules(
-        target=settings.scaling_target, lead_s=settings.scaling_lead_s, least=settings.scaling_least,
-        most=settings.scaling_most,
+        target=settings.scaling_target, lead_s=settings.scaling_lead_s, least=settings.scaling_devices[0],
+        most=settings.scaling_devices[1],
     )  # fmt: skip
     part = ScalingPart(rules, run_dir, observer.background)
     observer.add(Feed("scaling", observer.path, part.take, end=part.close, idle=part.on_idle))

@@ -21,12 +21,14 @@ from clockwork_serve.cli.explain import explain
 from clockwork_serve.cli.operate import config, key, live, models
 from clockwork_serve.cli.plan import plan
 from clockwork_serve.cli.ray import ray
-from clockwork_serve.cli.repository import compile_, profile, validate
+from clockwork_serve.cli.repository import profile, validate
 from clockwork_serve.cli.screen import INTERRUPTED, note
 from clockwork_serve.cli.serve import controller, gateway, serve, worker
 from clockwork_serve.cli.simulate import simulate
 from clockwork_serve.cli.top import top
 from clockwork_serve.cli.workload import workload
+from clockwork_serve.config.former import FORMER_COMMANDS, FORMER_SETTINGS
+from clockwork_serve.config.reader import former
 from clockwork_serve.errors import ClockworkError, ConfigError, described, install_advice
 
 if TYPE_CHECKING:
@@ -44,11 +46,33 @@ LABORATORY: Final = {
 """The commands of clockwork-lab: the extra that each needs, and what it does."""
 
 
+GROUPS: Final = {
+    "Serve": ("serve", "validate", "profile", "models", "examples", "demo"),
+    "Look": ("top", "live", "explain", "docs"),
+    "Plan": ("workload", "simulate", "plan", "bench", "reproduce"),
+    "Operate": ("config", "key", "controller", "gateway", "worker", "ray"),
+}
+"""The commands by what they are for, as ``--help`` lists them."""
+
+
 class Commands(click.Group):
     """Our commands, and those of other packages: entry points, which are looked up when a command is given.
 
-    If ``clockwork-lab`` is not installed, its commands print how to install it.
+    If ``clockwork-lab`` is not installed, its commands print how to install it. A command of an earlier
+    version prints what does its work now.
     """
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands by group; those of other packages come last."""
+        others = tuple(sorted(set(self.list_commands(ctx)).difference(*GROUPS.values())))
+        width = max(map(len, self.list_commands(ctx)))
+        for title, names in {**GROUPS, "Other packages": others}.items():
+            found = [(name, command) for name in names if (command := self.get_command(ctx, name))]
+            if found:
+                room = formatter.width - width - 6
+                rows = [(name.ljust(width), command.get_short_help_str(room)) for name, command in found]
+                with formatter.section(title):
+                    formatter.write_dl(rows)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of all commands, sorted."""
@@ -59,7 +83,9 @@ class Commands(click.Group):
         found = self.commands.get(cmd_name)
         if found is None and (entry := _installed().get(cmd_name)) is not None:
             return _loaded(entry)
-        return _missing(cmd_name) if found is None and cmd_name in LABORATORY else found
+        if found is None and cmd_name in LABORATORY:
+            return _missing(cmd_name)
+        return _former(cmd_name) if found is None and cmd_name in FORMER_COMMANDS else found
 
 
 @cache
@@ -98,6 +124,13 @@ def _missing(name: str) -> click.Command:
     )
 
 
+def _former(name: str) -> click.Command:
+    return _failing(
+        name,
+        f"{name}: expected a command of this version; found one of an earlier one; {FORMER_COMMANDS[name]}",
+    )
+
+
 def _failing(
     name: str, message: str, short_help: str = "Cannot be loaded.", shown: str | None = None
 ) -> click.Command:
@@ -123,8 +156,8 @@ def clockwork() -> None:
 
 
 for _command in (
-    serve, controller, worker, gateway, validate, compile_, profile, models, config, key, simulate, plan,
-    workload, explain, live, top, ray, docs, examples,
+    serve, controller, worker, gateway, validate, profile, models, config, key, simulate, plan, workload,
+    explain, live, top, ray, docs, examples,
 ):  # fmt: skip
     clockwork.add_command(_command)
 
@@ -149,9 +182,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         click.echo(error.ctx.get_help())
         return MISUSED
     except click.UsageError as error:
-        message = error.format_message()
-        command = error.ctx.command_path if error.ctx else _named(arguments)
-        return _failed(f"{message}{'' if message[-1:] in '.?' else '.'} See {command} --help", MISUSED)
+        return _misused(error, arguments)
     except click.ClickException as error:
         return _failed(error.format_message(), FAILED)
     except (click.Abort, KeyboardInterrupt):
@@ -166,6 +197,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     return code if isinstance(code, int) else 0
+
+
+def _misused(error: click.UsageError, arguments: Sequence[str] | None) -> int:
+    if isinstance(error, click.NoSuchOption):
+        name = error.option_name.removeprefix("--").removeprefix("no-").replace("-", "_")
+        if name in FORMER_SETTINGS:
+            return _failed(str(former(name, error.option_name)), MISUSED)
+    message = error.format_message()
+    command = error.ctx.command_path if error.ctx else _named(arguments)
+    return _failed(f"{message}{'' if message[-1:] in '.?' else '.'} See {command} --help", MISUSED)
 
 
 def _named(arguments: Sequence[str] | None) -> str:

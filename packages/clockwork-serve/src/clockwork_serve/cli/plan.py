@@ -91,7 +91,7 @@ _GAINS: tuple[tuple[str, Callable[[float], str], str], ...] = (
 )  # fmt: skip
 @output_option("json", "Write the plan as JSON to FILE; - is standard output.")
 @output_option("html", "Write a page with pictures to FILE.")
-@setting_options("policy", "max_batch", "cache", hidden=("look_ahead_ms", "slack_ms", "reject", "retries"))
+@setting_options("policy", "max_batch", "cache", "slack_ms")
 def plan(  # noqa: PLR0913 - one parameter for each option
     *, scenario: str, json_file: str | None, html_file: str | None, jobs: int | None, config: str | None,
     seeds: int, seed: int, target: float, url: str | None, delays: str | None, **given: Any,

@@ -1,4 +1,4 @@
-"""``clockwork compile``, ``validate`` and ``profile``: models compiled as serving does at its start.
+"""``clockwork validate`` and ``profile``: models compiled as serving does at its start.
 
 Problems of models are shown, not raised; a command that has any exits with 1.
 """
@@ -24,7 +24,7 @@ from clockwork_serve.errors import ConfigError
 from clockwork_serve.units import counted, to_ms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from clockwork_serve.config import Settings
     from clockwork_serve.messages import Profile
@@ -94,27 +94,20 @@ def _warnings(served: Sequence[ServedVersion]) -> list[str]:
     ]
 
 
-# ------------------------------------------------------------
-# ``compile`` and ``validate`` do the same, and differ in what they show.
-
-
-def _compiling(*more: str) -> Callable[[Command], Command]:
-    """The arguments of both commands, and ``more`` settings."""
-    target = click.option(
+def _torch_target(command: Command) -> Command:
+    """``--torch-target``."""
+    return click.option(
         "--torch-target", type=click.Choice(["cpu", "cuda"]),
         help="What to compile model.pt2 for. [default: cuda where torch sees a GPU, else cpu]",
-    )  # fmt: skip
-    options = setting_options(*more, "cache", "store", "max_batch", "largest_batch")
-    return lambda command: repository_argument(options(target(json_flag(command))))
+    )(command)  # fmt: skip
 
 
-@click.command("compile")
-@_compiling()
-def compile_(
-    repository: str | None, config: str | None, as_json: bool, torch_target: str | None, **flags: Any  # noqa: FBT001
-) -> int:  # fmt: skip
-    """Compile the models in REPO into shared code and weights; exits with 1 if one fails."""
-    settings = settings_from(repository, config, flags)
+# ------------------------------------------------------------
+# ``profile --no-measure`` and ``validate`` do the same, and differ in what they show.
+
+
+def _compile_only(settings: Settings, torch_target: str | None, *, as_json: bool) -> int:
+    """Compile the models into shared code and weights, for ``profile --no-measure``."""
     cache, served, problems = _compile(settings, torch_target, quiet=as_json)
     problems = [*problems, *_share(cache, served, problems)]
     cache.close()
@@ -165,7 +158,10 @@ def compile_(
 @click.option(
     "--self-test", is_flag=True, help="Check one --device by a built-in model instead, without REPO."
 )
-@_compiling("device")
+@repository_argument
+@setting_options("device", "cache", "store", "max_batch")
+@_torch_target
+@json_flag
 def validate(
     repository: str | None, config: str | None, as_json: bool, torch_target: str | None, self_test: bool,  # noqa: FBT001
     **flags: Any,
@@ -296,11 +292,16 @@ def _prepared(settings: Settings, *, again: bool, quiet: bool) -> PreparedReposi
 
 @click.command()
 @repository_argument
-@setting_options("device", "cache", "store", "max_batch", "largest_batch", "threads")
+@setting_options("device", "cache", "store", "max_batch", "threads")
 @click.option("--again", is_flag=True, help="Measure again what was measured before.")
+@click.option(
+    "--no-measure", "unmeasured", is_flag=True, help="Compile only, for devices of another machine."
+)
+@_torch_target
 @json_flag
 def profile(
-    repository: str | None, config: str | None, again: bool, as_json: bool, **flags: Any  # noqa: FBT001
+    repository: str | None, config: str | None, again: bool, unmeasured: bool, torch_target: str | None,  # noqa: FBT001
+    as_json: bool, **flags: Any,  # noqa: FBT001
 ) -> int:  # fmt: skip
     """Measure every code in REPO on the devices, and keep the profiles; exits with 1 if a model fails."""
     from clockwork_serve.serve.supervisor.config import store_config
@@ -308,6 +309,13 @@ def profile(
     from clockwork_serve.telemetry.journal import machine_name
 
     settings = settings_from(repository, config, flags)
+    if unmeasured:
+        return _compile_only(settings, torch_target, as_json=as_json)
+    if torch_target is not None:
+        raise ConfigError(
+            "torch_target: expected --no-measure with it, for a device says what is compiled for it; found "
+            f"{torch_target} alone; add --no-measure, or leave it out"
+        )
     misplaced = Repository(settings.repository, store_config(settings)).find_misplaced()
     found = _prepared(settings, again=again, quiet=as_json)
     served = sorted(found.served, key=lambda each: (each.model.name, int(each.model.version)))

@@ -33,27 +33,26 @@ if TYPE_CHECKING:
 
 _OF_SERVERS = (
     "device", "slo_ms", "host", "http_port", "grpc_port", "metrics_port", "gateways", "tls_certificate",
-    "tls_key", "api_keys", "device_memory", "page_size", "policy", "reject", "drain_s", "cache", "store",
-    "model_control", "pin", "realtime", "listen_machines", "cluster_certificate", "cluster_key", "cluster_ca",
+    "tls_key", "api_keys", "device_memory", "policy", "drain_s", "cache", "store", "model_control",
+    "isolate", "listen_machines", "cluster_certificate", "cluster_key", "cluster_ca",
     "log_format", "log_level",
 )  # fmt: skip
 _OF_GATEWAYS = (
     "controller", "machine_name", "cluster_certificate", "cluster_key", "cluster_ca", "host", "http_port",
     "grpc_port", "metrics_port", "gateways", "slo_ms", "tls_certificate", "tls_key", "api_keys",
-    "model_control", "drain_s", "silence_s", "log_format", "log_level",
+    "model_control", "drain_s", "log_format", "log_level",
 )  # fmt: skip
 _OF_WORKERS = (
     "controller", "device", "machine_name", "cluster_certificate", "cluster_key", "cluster_ca", "cache",
-    "store", "device_memory", "page_size", "threads", "pin", "realtime", "silence_s", "log_format",
-    "log_level",
+    "store", "device_memory", "threads", "isolate", "log_format", "log_level",
 )  # fmt: skip
 _OF_CONTROLLERS = (
     "store", "listen_machines", "lease", "lease_s", "cluster_certificate", "cluster_key", "cluster_ca",
-    "host", "metrics_port", "slo_ms", "policy", "reject", "controllers", "silence_s", "cache", "journal",
+    "host", "metrics_port", "slo_ms", "policy", "controllers", "cache", "journal",
     "log_format", "log_level",
 )  # fmt: skip
 _NOT_OF_CONTROLLERS = (
-    "controller", "machine_name", "device", "http_port", "grpc_port", "gateways", "pin", "realtime",
+    "controller", "machine_name", "device", "http_port", "grpc_port", "gateways", "isolate",
 )  # fmt: skip
 FEW_ELEMENTS: Final = 32  # the most elements that the sample request spells out
 _ONLY_BINARY: Final = frozenset({"FP16", "BF16"})

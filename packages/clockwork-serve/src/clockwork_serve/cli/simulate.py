@@ -68,7 +68,7 @@ def measured(journal: str | None) -> Constants | None:
 @click.option("--foreign-profile", "foreign", is_flag=True, help="--zoo may be measured on another machine.")
 @delays_option
 @traces_option
-@setting_options("policy", "max_batch", hidden=("look_ahead_ms", "slack_ms", "reject", "retries"))
+@setting_options("policy", "max_batch", "slack_ms")
 @output_option("json", "Write the numbers as JSON to FILE; - is standard output.")
 @output_option("journal", "Write every event and decision to FILE.")
 @click.option("--checks", is_flag=True, help="Check the whole system after every step: several times slower.")

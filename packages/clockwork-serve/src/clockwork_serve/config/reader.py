@@ -12,9 +12,18 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from clockwork_serve.config.table import PREFIX, SETTINGS, Setting, Settings, default_cache, wrong
+from clockwork_serve.config.former import FORMER_SETTINGS
+from clockwork_serve.config.table import (
+    PREFIX,
+    SETTINGS,
+    Setting,
+    Settings,
+    default_cache,
+    parts,
+    wrong,
+)
 from clockwork_serve.config.values import Unfit, path
-from clockwork_serve.errors import NEAR, did_you_mean
+from clockwork_serve.errors import NEAR, ConfigError, did_you_mean
 
 _OTHER_VARIABLES = {f"{PREFIX}{name}" for name in ("CONFIG", "TRACES", "MYPYC", "URL", "METRICS_URL", "CA")}
 _SERVICE_LINK = re.compile(
@@ -45,7 +54,8 @@ def read_settings(given: Mapping[str, object], environment: Mapping[str, str], f
             values[entry.name] = _read(entry, found, source)
     if "cache" not in values:
         values["cache"] = default_cache(environment)
-    return Settings(**values, sources=sources, warnings=_variable_warnings(environment))
+    _check_former(environment)
+    return Settings(**values, **parts(values), sources=sources, warnings=_variable_warnings(environment))
 
 
 def _find(
@@ -107,9 +117,23 @@ def _read_file(named: str) -> dict[str, object]:
                 f"[{name}]",
                 "remove that line; every setting: clockwork docs configuration",
             )
+        if name in FORMER_SETTINGS:
+            raise former(name, str(file))
         if name not in known:
             raise wrong(name, str(file), "a known setting", name, did_you_mean(name, known))
     return values
+
+
+def former(name: str, source: str) -> ConfigError:
+    """The error for a setting of an earlier version."""
+    return wrong(name, source, "a setting of this version", name, FORMER_SETTINGS[name])
+
+
+def _check_former(environment: Mapping[str, str]) -> None:
+    """Raise :class:`ConfigError` for a variable of an earlier version's setting: it would be ignored."""
+    for name in FORMER_SETTINGS:
+        if environment.get(variable := PREFIX + name.upper()):
+            raise former(name, variable)
 
 
 def _is_service_link(name: str, value: str) -> bool:

@@ -37,6 +37,7 @@ from clockwork_serve.config.values import (
     read_policy,
     size,
     size_or_share,
+    span,
     split_addresses,
     switch,
     text,
@@ -99,7 +100,9 @@ class Setting(Struct, frozen=True):
     def written(self, value: Any) -> Any:
         """A value as a file of settings has it; None is off, or none."""
         if self.name == "device":
-            return [f"{each.kind}:{each.profile}" if each.profile else each.device for each in value]
+            return [each.written for each in value]
+        if self.name == "scaling_devices":
+            return f"{value[0]}..{value[1]}"
         is_share = isinstance(value, float) and (self.shown or "").endswith(("B", "%"))
         return f"{100 * value:g}%" if is_share else value
 
@@ -153,15 +156,9 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         integer(1, 64), "gateway processes, which share the HTTP and gRPC ports", GATEWAY,
     )] = 1
     max_body: Annotated[int, Setting(
-        size(1024), "largest body of a request", GATEWAY, "64MiB", ("body", "bytes", "send less at once"),
+        size(1024), "largest body of a request, and message over gRPC, which has 8MiB unless this is set",
+        GATEWAY, "64MiB", ("body", "bytes", "send less at once"),
     )] = 64 * MIB
-    max_message: Annotated[int, Setting(
-        size(1024), "largest message over gRPC, and no larger than max_body", GATEWAY, "8MiB",
-    )] = 8 * MIB
-    max_json: Annotated[int, Setting(
-        size(1024), "most JSON of a request; tensors may be binary", GATEWAY, "16MiB",
-        ("JSON", "bytes", "send tensors as binary data"),
-    )] = 16 * MIB
     gateway_memory: Annotated[int, Setting(
         size(MIB), "room for tensors in flight, per gateway", GATEWAY | WORKER, "256MiB",
         ("incomplete large bodies", "bytes together", "try again later"),
@@ -174,15 +171,15 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         "prefix of the keys of shared memory that clients on this host may use, such as /clockwork-; or off",
         GATEWAY, "off",
     )] = None
-    triton_codes: Annotated[bool, Setting(
-        switch, "answer refusals and missed deadlines as Triton does, with 503 and UNAVAILABLE", GATEWAY,
+    triton: Annotated[bool, Setting(
+        switch,
+        "answer refusals and missed deadlines with Triton's codes, 503 and UNAVAILABLE, and show requests "
+        "under Triton's names of metrics, too: nv_inference_...",
+        GATEWAY,
     )] = False
     live_page: Annotated[bool, Setting(
         switch, "whether the metrics port has the live page, with its stream and its tables", GATEWAY,
     )] = True
-    triton_metrics: Annotated[bool, Setting(
-        switch, "show requests under Triton's names of metrics, too: nv_inference_...", GATEWAY,
-    )] = False
 
     # Access and limits
     tls_certificate: Annotated[str, Setting(
@@ -206,36 +203,12 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         integer(1, 1_000_000), "connections at once, per gateway and port", GATEWAY,
         excess=("connections", "of this port at once", "try again later"),
     )] = 10_000
-    max_head: Annotated[int, Setting(
-        size(1024), "largest head of a request", GATEWAY, "32KiB", ("header", "bytes", "send less in it"),
-    )] = 32 * KIB
-    max_headers: Annotated[int, Setting(
-        integer(1, 10_000), "most headers of a request", GATEWAY, excess=("header", "lines", "send fewer"),
-    )] = 100
-    max_calls: Annotated[int, Setting(
-        integer(1, 1_000_000), "open calls of one gRPC connection", GATEWAY,
-    )] = 1000
-    max_requests: Annotated[int, Setting(
-        integer(1, 10_000_000), "open requests of one gateway", GATEWAY,
-    )] = 20_000
-    max_unsent: Annotated[int, Setting(
-        size(64 * KIB), "most that a client may leave unread", GATEWAY, "256MiB",
-    )] = 256 * MIB
-    head_s: Annotated[float, Setting(
-        number(1, 3600), "seconds for a request's head, and for a TLS handshake", GATEWAY,
-    )] = 10.0
-    body_s: Annotated[float, Setting(
-        number(1, 3600), "seconds for a request's body, and one per 128KiB of it", GATEWAY,
-    )] = 30.0
-    send_s: Annotated[float, Setting(
-        number(1, 3600), "seconds to read a response, and one per 128KiB of it", GATEWAY,
-    )] = 30.0
-    idle_s: Annotated[float, Setting(
-        number(1, 86_400), "seconds that a connection may be idle", GATEWAY,
-    )] = 600.0
-    stream_s: Annotated[float, Setting(
-        number(1, 86_400), "seconds that a gRPC call may be idle", GATEWAY,
-    )] = 600.0
+    patience: Annotated[float, Setting(
+        number(0.1, 100),
+        "factor of the time that clients have: 10 s for a head, 30 s for a body or to read a response, "
+        "600 s idle",
+        GATEWAY,
+    )] = 1.0
 
     # Deadlines and scheduling
     slo_ms: Annotated[float | None, Setting(
@@ -251,35 +224,22 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     policy: Annotated[str, Setting(
         read_policy, "scheduling policy, by name: of this package or installed",
     )] = "default"
-    reject: Annotated[bool, Setting(switch, "refuse a request once no schedule can meet its deadline")] = True
-    max_batch: Annotated[int, Setting(integer(1, 1024), "most requests in one batch")] = 16
-    largest_batch: Annotated[int, Setting(
-        integer(1, 1024), "largest max_batch_size of a model",
+    max_batch: Annotated[int, Setting(
+        integer(1, 1024), "largest batch; a model that declares no max_batch_size has at most 16",
     )] = 64
-    look_ahead_ms: Annotated[float, Setting(
-        number(0, 1000, above=True), "how far ahead lanes are filled",
-    )] = 5.0
     slack_ms: Annotated[float, Setting(
         number(0, 1000), "how long before its deadline a request should end",
     )] = 2.0
-    queue_limit: Annotated[int, Setting(integer(1, 1_000_000), "waiting requests per model")] = 1000
-    retries: Annotated[int, Setting(integer(0, 100), "times that a request on a lost worker is retried")] = 1
     quarantine_after: Annotated[int, Setting(
         integer(0, 1000),
         "workers that a model may crash before it is quarantined; 0: any number",
     )] = 3
-    hang_s: Annotated[float, Setting(
-        number(0, 3600), "seconds that an action may be late before its worker counts as hung; 0: never",
-    )] = 2.0
-    hang_grace_s: Annotated[float, Setting(
-        number(0, 3600, above=True),
-        "seconds that a hung worker has to respond before it is restarted",
-    )] = 10.0
-    stuck_s: Annotated[float, Setting(
-        number(0, 3600),
-        "seconds that any other process may not respond before it is restarted; 0: for ever",
+    watchdog_s: Annotated[float, Setting(
+        number(0, 600),
+        "seconds that an action may be late before its worker counts as hung, which then has 5 times as long "
+        "to respond; any other process has 1.5 times as long; 0: for ever",
         GATEWAY,
-    )] = 3.0
+    )] = 2.0
     controllers: Annotated[int, Setting(
         integer(1, 2), "controller processes; of 2, one stands by and takes over when the other one ends",
     )] = 1
@@ -296,33 +256,22 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         "share of free memory, by default 80%",
         WORKER, "1GB",
     )] = 10**9
-    page_size: Annotated[int, Setting(
-        size(4 * KIB),
-        "page size of that memory: a multiple of 4KiB; for GPUs by default 16MiB",
-        WORKER, "256KiB",
-    )] = 256 * KIB
     host_memory: Annotated[int, Setting(
         size(0), "weights kept ready in pinned memory, per GPU", WORKER, "1GiB",
     )] = 1024 * MIB
-    cuda_graphs: Annotated[int, Setting(
-        integer(0, 100_000), "CUDA graphs kept, per GPU; 0 for none", WORKER,
-    )] = 256
-    workspace: Annotated[int, Setting(
-        size(MIB), "most scratch memory of one batch, per device", WORKER, "1GiB",
-    )] = 1024 * MIB
-    io_memory: Annotated[int, Setting(
-        size(MIB), "most inputs and outputs of one batch, and outputs beyond their reserve, per device",
-        WORKER, "256MiB",
-    )] = 256 * MIB
+    scratch_memory: Annotated[int, Setting(
+        size(5 * MIB),
+        "most memory of one batch beside its weights, per device: a fifth for inputs and outputs",
+        WORKER, "1280MiB",
+    )] = 1280 * MIB
     threads: Annotated[int, Setting(
         integer(1, 1024), "threads that run one model on a CPU device", WORKER,
     )] = 1
-    jitter: Annotated[float, Setting(number(0, 1), "share by which emulated durations vary", WORKER)] = 0.0
-    seed: Annotated[int, Setting(integer(0, 1 << 31), "seed of that jitter", WORKER)] = 0
-    pin: Annotated[bool, Setting(switch, "give every device cores of its own", WORKER)] = False
-    realtime: Annotated[bool, Setting(
-        switch, "run lanes at real-time priority (needs CAP_SYS_NICE)", WORKER,
-    )] = False
+    isolate: Annotated[str, Setting(
+        one_of("off", "cores", "realtime", "both"),
+        "cores: every device has its own; realtime: lanes have real-time priority (needs CAP_SYS_NICE)",
+        WORKER,
+    )] = "off"
 
     # Other machines
     listen_machines: Annotated[str, Setting(
@@ -364,9 +313,6 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         host_name, "name that certificates of other machines must have; none: the address of each",
         GATEWAY | WORKER,
     )] = ""
-    silence_s: Annotated[float, Setting(
-        number(0.2, 60), "seconds without data after which the link to a machine is lost", GATEWAY | WORKER,
-    )] = 2.0
 
     # Running
     cache: Annotated[str, Setting(
@@ -382,9 +328,6 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         "most memory that compiling and profiling models may take, or a share of the machine's",
         shown="75%",
     )] = 0.75
-    compile_s: Annotated[float, Setting(
-        number(10, 86_400), "seconds without progress after which a compilation is ended as stuck",
-    )] = 900.0
     drain_s: Annotated[float, Setting(
         number(0, 3600), "seconds for waiting requests to finish when the server stops", GATEWAY | WORKER,
     )] = 10.0
@@ -411,9 +354,31 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         or_off(number(0.5, 0.99999)), "share of requests in time that the wanted devices give", shown="off",
     )] = None
     scaling_lead_s: Annotated[float, Setting(number(0, 3600), "seconds until a wanted device serves")] = 60.0
-    scaling_least: Annotated[int, Setting(integer(1, 10_000), "devices that are wanted at least")] = 1
-    scaling_most: Annotated[int, Setting(integer(1, 10_000), "devices that are wanted at most")] = 64
+    scaling_devices: Annotated[tuple[int, int], Setting(
+        span(1, 10_000), "fewest and most devices that are wanted", shown="1..64",
+    )] = (1, 64)
     # fmt: on
+
+    # No settings, but limits and times that some of them set (`parts`), and that tests choose.
+    max_message: int = 8 * MIB
+    max_json: int = 16 * MIB
+    max_head: int = 32 * KIB
+    max_headers: int = 100
+    max_calls: int = 1000
+    max_requests: int = 20_000
+    max_unsent: int = 256 * MIB
+    head_s: float = 10.0
+    body_s: float = 30.0
+    send_s: float = 30.0
+    idle_s: float = 600.0
+    stream_s: float = 600.0
+    hang_s: float = 2.0
+    hang_grace_s: float = 10.0
+    stuck_s: float = 3.0
+    workspace: int = 1024 * MIB
+    io_memory: int = 256 * MIB
+    silence_s: float = 2.0
+    compile_s: float = 900.0
 
     sources: dict[str, str] = {}
     warnings: tuple[str, ...] = ()
@@ -428,15 +393,6 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
                 )
             if chosen:
                 seen[chosen] = name
-        if self.page_size % 4096:
-            raise self._wrong("page_size", "a multiple of 4KiB", self.page_size, "write it like 256KiB")
-        if isinstance(self.device_memory, int) and self.device_memory < self.page_size:
-            raise self._wrong(
-                "device_memory", f"at least one page of {self.page_size} bytes", self.device_memory,
-                "write it like 1GB, or make page_size smaller",
-            )  # fmt: skip
-        if self.scaling_least > self.scaling_most:
-            raise self._wrong("scaling_least", f"at most {self.scaling_most}", self.scaling_least, "lower it")
 
     def _wrong(self, name: str, expected: str, found: object, remedy: str) -> ConfigError:
         return wrong(name, self.sources.get(name, "default"), expected, found, remedy)
@@ -452,6 +408,21 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
             for entry in SETTINGS
             for source in (self.sources.get(entry.name),)
         ]
+
+    @property
+    def largest_batches(self) -> tuple[int, int]:
+        """The largest batch of a model that declares none, and of one that declares its own."""
+        return min(16, self.max_batch), self.max_batch
+
+    @property
+    def has_own_cores(self) -> bool:
+        """Whether every device has cores of its own."""
+        return self.isolate in {"cores", "both"}
+
+    @property
+    def is_realtime(self) -> bool:
+        """Whether lanes run at real-time priority."""
+        return self.isolate in {"realtime", "both"}
 
     @property
     def ports(self) -> dict[str, int | None]:
@@ -511,6 +482,28 @@ def _plain(default: object) -> str:
     if isinstance(default, bool):
         return str(default).lower()
     return f"{plain(default)}" if isinstance(default, int | float) else str(default)
+
+
+def parts(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that are no settings, as the settings that were read set them."""
+    defaults = Settings()
+    found: dict[str, Any] = {}
+    if "patience" in values:
+        times = ("head_s", "body_s", "send_s", "idle_s", "stream_s")
+        found |= {name: getattr(defaults, name) * values["patience"] for name in times}
+    if "watchdog_s" in values:
+        late_s = values["watchdog_s"]
+        found |= {
+            "hang_s": late_s,
+            "hang_grace_s": 5 * late_s,
+            "stuck_s": max(1.0, 1.5 * late_s) if late_s else 0.0,
+        }
+    if "scratch_memory" in values:
+        io_bytes = values["scratch_memory"] // 5
+        found |= {"io_memory": io_bytes, "workspace": values["scratch_memory"] - io_bytes}
+    if "max_body" in values:
+        found["max_message"] = values["max_body"]
+    return found
 
 
 SETTINGS = _declared()

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from msgspec import Struct
 
@@ -108,6 +108,19 @@ def integer(least: int, most: int, what: str = "a whole number") -> Read[int]:
         if isinstance(found, int) and not isinstance(found, bool) and least <= found <= most:
             return found
         raise Unfit(expected, f"write {what} in that range")
+
+    return read
+
+
+def span(least: int, most: int) -> Read[tuple[int, int]]:
+    """A reader of two whole numbers in ``least..most``, the first not above the second: ``2..16``."""
+    expected = f"two whole numbers from {least} to {most} such as 2..16, the smaller first"
+
+    def read(value: object) -> tuple[int, int]:
+        found = re.fullmatch(r"\s*(\d{1,9})\s*\.\.\s*(\d{1,9})\s*", value) if isinstance(value, str) else None
+        if found is None or not least <= int(found[1]) <= int(found[2]) <= most:
+            raise Unfit(expected, "write it like 2..16")
+        return int(found[1]), int(found[2])
 
     return read
 
@@ -288,15 +301,30 @@ def size_or_share(least: int) -> Read[int | float]:
 
 _KNOWN = "cpu, torch-cpu, cuda (each also with :N) or emulated:PROFILE"
 _NUMBERED = ("cpu", "torch-cpu", "cuda")
+_VARIED: Final[dict[str, Read[Any]]] = {"jitter": number(0, 1), "seed": integer(0, 1 << 31)}
+_EXAMPLE: Final = "emulated:v100?jitter=0.1&seed=7"
 _NUMBER = re.compile(r"[0-9]{1,9}")  # of a device; int() refuses thousands of digits in words of its own
 
 
 class DeviceChoice(Struct, frozen=True):
-    """A configured device: its unique name (``cpu:0``), its kind, and for ``emulated`` its profile."""
+    """A configured device: its unique name (``cpu:0``), its kind, and for ``emulated`` its profile.
+
+    ``jitter``: the share by which emulated durations vary; ``seed``: of that.
+    """
 
     device: str
     kind: str
     profile: str = ""
+    jitter: float = 0.0
+    seed: int = 0
+
+    @property
+    def written(self) -> str:
+        """As ``--device`` takes it."""
+        if not self.profile:
+            return self.device
+        varied = f"?jitter={self.jitter:g}&seed={self.seed}" if self.jitter else ""
+        return f"{self.kind}:{self.profile}{varied}"
 
 
 def read_devices(value: object) -> tuple[DeviceChoice, ...]:
@@ -309,8 +337,21 @@ def read_devices(value: object) -> tuple[DeviceChoice, ...]:
     if len(taken) < sum(1 for name, _, _ in parsed if name):
         raise Unfit("each device once", "leave one of the equal ones out, or write cpu without a number")
     return tuple(
-        DeviceChoice(name or _next_name(kind, taken), kind, profile) for name, kind, profile in parsed
+        DeviceChoice(name or _next_name(kind, taken), kind, *_varied(profile))
+        for name, kind, profile in parsed
     )
+
+
+def _varied(profile: str) -> tuple[str, float, int]:
+    """The parts of ``PROFILE?jitter=SHARE&seed=N``, of which only the first one must be there."""
+    name, _, rest = profile.partition("?")
+    found: dict[str, Any] = {}
+    for part in rest.split("&") if rest else ():
+        field, _, value = part.partition("=")
+        if field not in _VARIED:
+            raise Unfit(f"emulated:{name} with jitter and seed at most", f"write it like {_EXAMPLE}")
+        found[field] = _VARIED[field](value)
+    return name, found.get("jitter", 0.0), found.get("seed", 0)
 
 
 def _split(spec: str) -> tuple[str, str, str]:

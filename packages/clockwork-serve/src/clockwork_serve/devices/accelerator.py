@@ -193,8 +193,10 @@ class Cuda(Accelerator):
         try:
             device = self._fixed(nbytes)
         except torch.OutOfMemoryError as error:
-            raise DeviceError(f"io_memory: no {nbytes} bytes are left beside the arena; lower it") from error
-        return self.pinned(nbytes, "io_memory"), device
+            raise DeviceError(
+                f"scratch_memory: no {nbytes} bytes are left beside the arena; lower it"
+            ) from error
+        return self.pinned(nbytes, "scratch_memory"), device
 
     def _fixed(self, nbytes: int) -> Tensor:
         memory = torch.empty(nbytes, dtype=torch.uint8, device=self._device)

@@ -105,7 +105,7 @@ class Scratch:
     """
 
     def __init__(self, nbytes: int) -> None:
-        self._mapping = reserve(max(nbytes, mmap.PAGESIZE), "io_memory")
+        self._mapping = reserve(max(nbytes, mmap.PAGESIZE), "scratch_memory")
         self._bytes: Bytes = np.frombuffer(self._mapping, dtype=np.uint8)
         self._touched = 0
         self._lock = threading.Lock()  # both lanes claim; only the exec lane writes

@@ -395,7 +395,7 @@ class TorchDevice:
         if sizes[0] not in packages:
             raise DeviceError(
                 f"code {code.code_id}: its inputs and outputs take {area_bytes(code, sizes[0])} bytes, and"
-                f" the I/O area has {self._config.io_bytes}; raise io_memory"
+                f" the I/O area has {self._config.io_bytes}; raise scratch_memory"
             )
         return PreparedTorch(code, index, packages)
 
@@ -461,7 +461,9 @@ class TorchDevice:
         rows = rows_of(prepared.code, action, calls)
         package = prepared.packages.get(action.batch if prepared.code.batched else 1)
         if package is None:
-            raise DeviceError(f"batch {action.batch}: its tensors do not fit the I/O area; raise io_memory")
+            raise DeviceError(
+                f"batch {action.batch}: its tensors do not fit the I/O area; raise scratch_memory"
+            )
         try:
             with self._safe(f"model {action.model}", ModelError), torch.inference_mode():
                 return self._run(prepared, package, action, calls, rows, started_ns)

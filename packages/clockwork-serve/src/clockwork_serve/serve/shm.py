@@ -318,7 +318,7 @@ class _Spilled:
 
 
 class SpilledOutputs:
-    """Outputs in memory of this process, ``limit`` bytes at most (``io_memory``). Thread-safe."""
+    """Outputs in memory of this process, ``limit`` bytes at most. Thread-safe."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -335,8 +335,8 @@ class SpilledOutputs:
             left = self._limit - self.used_bytes
             if nbytes > left:
                 raise ModelError(
-                    f"outputs: expected at most {left} bytes, as are left of io_memory ({self._limit}); "
-                    f"found {nbytes}; ask for less at once, or raise it"
+                    f"outputs: expected at most {left} bytes, as are left of {self._limit}; found {nbytes}; "
+                    "ask for less at once, or raise scratch_memory"
                 )
             try:
                 region = Region.create(nbytes)

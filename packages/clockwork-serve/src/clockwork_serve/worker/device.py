@@ -150,11 +150,12 @@ def _refuse_need(batch: int, spec: DeviceSpec, code: HeldCode) -> Refusal | None
     workspace, io = code.need_of(batch)
     if workspace > spec.workspace_bytes:
         return Status.NO_ROOM, (
-            f"workspace: batch {batch} needs {workspace} bytes, has {spec.workspace_bytes}; raise workspace"
+            f"workspace: batch {batch} needs {workspace} bytes, has {spec.workspace_bytes}; "
+            "raise scratch_memory"
         )
     if io > spec.io_bytes:
         return Status.NO_ROOM, (
-            f"I/O area: batch {batch} needs {io} bytes, has {spec.io_bytes}; raise io_memory"
+            f"I/O area: batch {batch} needs {io} bytes, has {spec.io_bytes}; raise scratch_memory"
         )
     return None
 

@@ -449,7 +449,7 @@ class Gateway:
             self._refuse(exchange, Outcome.REJECTED, Reason.NOT_SERVING, why, PREPARED_NS)
             return False
         if len(self._pending) >= self.settings.max_requests:
-            message = f"{self.settings.max_requests} requests wait for answers already; raise max_requests"
+            message = f"{self.settings.max_requests} requests wait for answers already; try again later"
             self._refuse(exchange, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS)
             return False
         return True
@@ -754,7 +754,7 @@ class Gateway:
         exchange.end(response)
 
     def _with_triton_status(self, response: InferResponse) -> InferResponse:
-        if self.settings.triton_codes and response.outcome is not Outcome.OK:
+        if self.settings.triton and response.outcome is not Outcome.OK:
             response.status = status_of(response.outcome, response.reason, triton=True)
         return response
 

@@ -23,6 +23,13 @@ LINGER_S: Final = 2.0
 _ENVELOPE_BYTES: Final = 64 * KIB  # allowance for what a gRPC message has beside its tensors
 
 
+FIXED: Final = {
+    "max_json": ("JSON", "bytes", "send tensors as binary data"),
+    "max_head": ("header", "bytes", "send less in it"),
+    "max_headers": ("header", "lines", "send fewer"),
+}
+"""Of limits that are no settings: what a client exceeds, its unit, and what the client may do instead."""
+
 _BYTES_PER_S: Final = 128 * KIB
 """The slowest client that is served: time limits for a body or response grow by a second for this many
 bytes."""
@@ -80,17 +87,14 @@ def check_gateways(settings: Settings) -> None:
         )
     if not 0 <= settings.drain_s <= 3600:
         raise ConfigError(f"drain_s: expected 0 to 3600; found {settings.drain_s}")
-    if settings.stuck_s and not 1 <= settings.stuck_s <= 3600:
-        raise ConfigError(f"stuck_s: expected 1 to 3600, or 0 for ever; found {settings.stuck_s}")
 
 
 def excess(limit: str, most: int, found: int | None = None) -> str:
-    """The text for a client that exceeds a ``limit``, the name of a setting that says its ``excess``."""
-    what, unit, remedy = setting(limit).excess
-    return (
-        f"{what}: expected at most {most} {unit}, found {'more' if found is None else found}; "
-        f"{remedy}, or raise the server's {limit}"
-    )
+    """The text for a client that exceeds a ``limit``: one of ``FIXED``, or a setting."""
+    what, unit, remedy = FIXED.get(limit) or setting(limit).excess
+    raised = "" if limit in FIXED else f", or raise the server's {limit}"
+    more = "more" if found is None else found
+    return f"{what}: expected at most {most} {unit}, found {more}; {remedy}{raised}"
 
 
 def json_excess(settings: Settings, length: int) -> str:

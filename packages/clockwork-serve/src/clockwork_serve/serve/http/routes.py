@@ -112,7 +112,7 @@ class Endpoints:
     async def metrics(self, *, openmetrics: bool = False) -> bytes:
         """All metrics in Prometheus' text format, or as OpenMetrics."""
         counters = decode(_body(await self.gateway.ask(Question.METRICS)))
-        triton = self.gateway.settings.triton_metrics
+        triton = self.gateway.settings.triton
         return render(counters, self.gateway.counters(), triton=triton, openmetrics=openmetrics)
 
     async def index(self, *, ready: bool) -> list[dict[str, Any]]:

@@ -69,13 +69,13 @@ def _host(config: WorkerConfig, devices: dict[str, Device]) -> WorkerHost:
 
 def _set_priorities(config: WorkerConfig) -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    if config.settings.realtime:
+    if config.settings.is_realtime:
         try:
             # Above the lanes' priority: this thread runs briefly, a lane's computation does not.
             set_realtime(FIFO_PRIORITY + 1)
         except OSError as error:
             raise ConfigError(
-                f"realtime of {config.name}: real-time priority was refused ({error.strerror}); give the "
+                f"isolate of {config.name}: real-time priority was refused ({error.strerror}); give the "
                 "process CAP_SYS_NICE, or an rtprio limit of 11 or more (ulimit -r), or turn it off"
             ) from None
 

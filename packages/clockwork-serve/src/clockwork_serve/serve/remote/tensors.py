@@ -554,8 +554,9 @@ class RemoteTensors:
         needed = sum([_HEADER + run_bytes(packed(one.refs)) + align(one.output_bytes) for one in calls])
         if needed > size:
             why = (
-                f"tensors: expected at most {size} bytes, twice io_memory or gateway_memory; found {needed}; "
-                "ask for less at once, or raise io_memory"
+                f"tensors: expected at most {size} bytes, twice gateway_memory or two fifths of "
+                f"scratch_memory; found {needed}; "
+                "ask for less at once, or raise scratch_memory"
             )
             self._fail(slot, Status.MODEL_RAISED, why)
             return

@@ -85,16 +85,14 @@ STANDBY_SILENCE_S: Final = 0.75
 
 def heard_soon(settings: Settings) -> Settings:
     """The settings of a process of a server with several controllers."""
-    if settings.is_set("silence_s"):
-        return settings
     return msgspec.structs.replace(settings, silence_s=STANDBY_SILENCE_S)
 
 
 GPU_SHARE: Final = 0.8  # of a GPU's free memory; the rest is for workspace, inputs and outputs
 GPU_PAGE: Final = 16 * MIB
+GPU_GRAPHS: Final = 256  # CUDA graphs kept
 _SIZES = {
     "device_memory": "memory_bytes",
-    "page_size": "page_bytes",
     "workspace": "workspace_bytes",
     "io_memory": "io_bytes",
 }
@@ -102,10 +100,10 @@ _SIZES = {
 
 def store_config(settings: Settings) -> StoreConfig:
     """The store's configuration."""
+    usual, largest = settings.largest_batches
     return StoreConfig(
-        cache_dir=settings.cache, shared=settings.store, max_batch_size=settings.max_batch,
-        largest_batch=max(settings.largest_batch, settings.max_batch), queue_limit=settings.queue_limit,
-    )  # fmt: skip
+        cache_dir=settings.cache, shared=settings.store, max_batch_size=usual, largest_batch=largest
+    )
 
 
 def device_configs(settings: Settings) -> tuple[DeviceConfig, ...]:
@@ -118,10 +116,11 @@ def _device(settings: Settings, choice: DeviceChoice, number: int) -> DeviceConf
         chosen = {
             field: getattr(settings, name)
             for name, field in _SIZES.items()
-            if settings.is_set(name) and isinstance(getattr(settings, name), int)
+            if settings.is_set(name if name == "device_memory" else "scratch_memory")
+            and isinstance(getattr(settings, name), int)
         }
         return emulated_config(
-            choice.device, choice.profile, **chosen, jitter=settings.jitter, seed=settings.seed + number
+            choice.device, choice.profile, **chosen, jitter=choice.jitter, seed=choice.seed + number
         )
     memory = settings.device_memory
     config = DeviceConfig(
@@ -130,7 +129,6 @@ def _device(settings: Settings, choice: DeviceChoice, number: int) -> DeviceConf
         threads=settings.threads,
         # A share of the memory applies to GPUs only; other devices beside them keep the default size.
         memory_bytes=memory if isinstance(memory, int) else setting("device_memory").default,
-        page_bytes=settings.page_size,
         workspace_bytes=settings.workspace,
         io_bytes=settings.io_memory,
     )
@@ -143,8 +141,7 @@ def _gpu(settings: Settings, config: DeviceConfig) -> DeviceConfig:
     default = 0.0 if settings.is_set("device_memory") else GPU_SHARE
     return msgspec.structs.replace(
         config, memory_share=default if isinstance(memory, int) else memory,
-        page_bytes=config.page_bytes if settings.is_set("page_size") else GPU_PAGE,
-        pool_bytes=settings.host_memory, graphs=settings.cuda_graphs,
+        page_bytes=GPU_PAGE, pool_bytes=settings.host_memory, graphs=GPU_GRAPHS,
     )  # fmt: skip
 
 
@@ -153,7 +150,7 @@ def controller_config(settings: Settings) -> ControllerConfig:
 
     Each field is the setting of the same name; a field in ns is the setting in ms or s.
     """
-    given: dict[str, Any] = {"reject_infeasible": settings.reject}
+    given: dict[str, Any] = {}
     for name in ControllerConfig.__struct_fields__:
         stem = name.removesuffix("_ns")
         if hasattr(settings, name):

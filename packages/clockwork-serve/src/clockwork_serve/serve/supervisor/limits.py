@@ -112,7 +112,7 @@ def address_needs(
         memory = sum(each.memory_bytes + each.io_bytes for each in reserved)
         libraries = TORCH_BYTES if group[0].kind in TORCH_KINDS else WORKER_BYTES
         parts = (
-            f"device_memory and io_memory {_mib(memory)}, gateway_memory {_mib(mapped)}, "
+            f"device_memory and scratch_memory {_mib(memory)}, gateway_memory {_mib(mapped)}, "
             f"Python and libraries {_mib(libraries)}"
         )
         if group[0].kind == "cuda":

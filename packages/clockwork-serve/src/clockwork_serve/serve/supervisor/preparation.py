@@ -282,7 +282,7 @@ def _crash(process: _PreparingChild, why: str) -> Problem:
     if process.stuck:
         expected = f"a model that is compiled within {process.preparation.settings.compile_s:g} s"
         found = "one that takes longer, or for ever"
-        advice = "raise compile_s, or serve a smaller model"
+        advice = "serve a smaller model, or compile it on a faster machine"
     else:
         expected, found = "a model that can be compiled", f"a crash of the compiler ({why})"
         advice = "try its graph with a plain ONNX Runtime session; SIGKILL may mean that memory was short"

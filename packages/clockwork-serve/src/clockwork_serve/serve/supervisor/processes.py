@@ -647,14 +647,15 @@ def workers_of(devices: tuple[DeviceConfig, ...]) -> list[tuple[str, tuple[Devic
 def pinned_cores(settings: Settings, workers: int) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
     """The CPUs of each worker, from the last one down, and those of all other processes; empty: any.
 
-    Raises :class:`ConfigError` if ``pin`` is set and there are too few.
+    Raises :class:`ConfigError` if ``isolate`` asks for them and there are too few.
     """
-    if not (settings.pin and workers):
+    if not (settings.has_own_cores and workers):
         return [()] * workers, ()
     cpus = sorted(os.sched_getaffinity(0), reverse=True)
     if len(cpus) <= workers:
         raise ConfigError(
-            f"pin: expected more than {workers} cores for {workers} workers; found {len(cpus)}; leave it out"
+            f"isolate: expected more than {workers} cores for {workers} workers; found {len(cpus)}; "
+            "leave it out"
         )
     each = (len(cpus) - 1) // workers
     pins = [tuple(sorted(cpus[number * each : (number + 1) * each])) for number in range(workers)]

@@ -54,7 +54,7 @@ _log = logging.getLogger(__name__)
 class WorkerConfig(Struct, frozen=True, kw_only=True):
     """The configuration of a worker process.
 
-    ``settings.realtime`` runs its threads under SCHED_FIFO, which needs CAP_SYS_NICE or an rtprio limit of 11
+    ``settings.isolate`` may run its threads under SCHED_FIFO, with CAP_SYS_NICE or an rtprio limit of 11
     or more, and two CPUs at least: a lane that computes leaves no CPU to other threads. ``elsewhere``: the
     worker joins the server at ``settings.controller``, on another machine.
     """
@@ -116,7 +116,7 @@ class WorkerHost:
         self.tensors: TensorCarrier | None = None
         self._unlinked = asyncio.Event()
         self.executors = LaneExecutors(
-            Worker(self._specs), devices, self._wake, realtime=config.settings.realtime,
+            Worker(self._specs), devices, self._wake, realtime=config.settings.is_realtime,
             on_codes_changed=on_codes_changed,
             recorder=create_recorder(run_dir, name, len(devices) * len(Lane)),
         )  # fmt: skip

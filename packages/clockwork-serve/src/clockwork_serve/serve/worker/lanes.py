@@ -51,7 +51,7 @@ SPIN_NS: Final = us(150)
 TIMER_LATE_NS: Final = us(50)
 """How long before a start the loop's timer is set, which is about 30 us late, and the rest is spun. Less than
 a lane's: the thread has other lanes' work to do."""
-FIFO_PRIORITY: Final = 10  # priority of lane threads under SCHED_FIFO (``settings.realtime``)
+FIFO_PRIORITY: Final = 10  # priority of lane threads under SCHED_FIFO (``isolate``)
 REPORT_AGAIN_NS: Final = NS_PER_S
 REPORTS_REMEMBERED: Final = 1000
 """How often an artefact that stays damaged is reported, and for how many artefacts that is remembered."""

@@ -200,8 +200,8 @@ def bounded(asked: int | None, config: StoreConfig) -> Batching:
         return Batching(asked)
     return Batching(
         config.largest_batch,
-        f"max_batch_size {asked} was asked for, but at most largest_batch = {config.largest_batch} rows are "
-        "compiled and profiled: requests of more rows are refused; raise largest_batch to allow them",
+        f"max_batch_size {asked} was asked for, but at most max_batch = {config.largest_batch} rows are "
+        "compiled and profiled: requests of more rows are refused; raise max_batch to allow them",
     )
 
 
