@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from clockwork_serve import __version__
+from clockwork_serve.config import Settings
 from clockwork_serve.serve.transport import PROTOCOL
 from harness import repositories
 from harness.http_load import Report, closed_loop, infer_message, run
@@ -42,7 +43,7 @@ from tests.serve.proxy import Proxy, proxy
 from tests.timing import Timing
 
 Start = Callable[..., AbstractContextManager[Serving]]
-SILENCE_S = 1.0
+SILENCE_S = Settings().silence_s
 BACK_S = 10.0
 """Far above what is measured: these machines are shared."""
 
@@ -79,8 +80,7 @@ class Place:
 
     def gateway(self, *options: str, **more: Any) -> AbstractContextManager[FarGateway]:
         port = more.pop("port", self.port)
-        silence = ("--silence-s", str(SILENCE_S))
-        return far_gateway(port, self.certificates, *silence, *options, **more)
+        return far_gateway(port, self.certificates, *options, **more)
 
 
 @pytest.fixture(scope="module")
@@ -409,12 +409,11 @@ def test_a_pulled_cable_and_a_gateway_in_a_network_of_its_own(
     """The kernel's own silence: no proxy, no reset, no end. A worker is beside it."""
     files, port = certificates_of_cable(tmp_path), free_port()
     bridge = machines.settings(files, port, SILENCE_S) | {"listen_machines": f"{cables.HERE}:{port}"}
-    silence = ("--silence-s", str(SILENCE_S))
     far: dict[str, Any] = {"host": cables.HERE, "before": cable.there}
     with (
         start(machines.matrices(tmp_path / "models"), memory_bytes=machines.PAGE, **bridge) as serving,
-        far_worker(port, files, tmp_path / "far", *silence, **far) as worker,
-        far_gateway(port, files, *silence, "--host", cables.THERE, **far) as gateway,
+        far_worker(port, files, tmp_path / "far", **far) as worker,
+        far_gateway(port, files, "--host", cables.THERE, **far) as gateway,
     ):
         serves(gateway)
         joined(serving, worker)

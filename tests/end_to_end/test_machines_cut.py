@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clockwork_serve.config import Settings
 from harness.http_load import Report, closed_loop, infer_message, run
 from harness.ports import free_port
 from harness.serving import Serving, total, until
@@ -26,7 +27,7 @@ from tests.serve.proxy import Proxy, proxy
 from tests.timing import Timing
 
 Start = Callable[..., AbstractContextManager[Serving]]
-SILENCE_S = 1.0
+SILENCE_S = Settings().silence_s
 BACK_S = 10.0
 """Far above what is measured (0.5 to 1.5 s): these machines are shared."""
 PAUSE_S = 0.02
@@ -49,7 +50,7 @@ def network(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[
     with (
         start(machines.matrices(root / "models"), memory_bytes=PAGE, **settings) as serving,
         proxy(port) as between,
-        far_worker(between.port, files, root / "far", "--silence-s", str(SILENCE_S)) as worker,
+        far_worker(between.port, files, root / "far") as worker,
     ):
         joined(serving, worker)
         yield Network(serving, worker, between)
@@ -193,7 +194,7 @@ def test_a_pulled_cable_and_a_worker_in_a_network_of_its_own(
     with (
         start(machines.matrices(tmp_path / "models"), memory_bytes=PAGE, **bridge) as serving,
         far_worker(
-            port, files, tmp_path / "far", "--silence-s", str(SILENCE_S),
+            port, files, tmp_path / "far",
             host=cables.HERE, before=cable.there,
         ) as worker,
     ):  # fmt: skip
