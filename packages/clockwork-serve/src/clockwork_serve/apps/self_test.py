@@ -52,7 +52,7 @@ Reference = Callable[[Array], Array]
 Progress = Callable[[int, int, str], None]
 
 
-class Step(Struct, frozen=True, kw_only=True):
+class SelfTestStep(Struct, frozen=True, kw_only=True):
     """One step: ``result`` is ok, failed or not run; ``found`` is what it found, or the error with advice."""
 
     name: str
@@ -67,7 +67,7 @@ class SelfTest(Struct, kw_only=True):
     device: str
     kind: str
     facts: dict[str, str]
-    steps: list[Step]
+    steps: list[SelfTestStep]
     load_ms: float | None = None
     infer_ms: dict[int, float] = {}
 
@@ -77,7 +77,7 @@ class SelfTest(Struct, kw_only=True):
         return all(step.result == OK for step in self.steps)
 
 
-class Differs(ClockworkError):
+class WrongOutputs(ClockworkError):
     """The device answers, and its answers are wrong; later steps can still be run."""
 
 
@@ -89,17 +89,19 @@ def self_test(
     with tempfile.TemporaryDirectory(prefix="clockwork-self-test-") as folder, contextlib.ExitStack() as ends:
         test = _Test(config, found, Path(folder), progress, make, ends)
         for name, act in test.steps().items():
-            found.steps.append(Step(name=name, result=NOT_RUN) if test.stopped else _ran(name, act, test))
+            found.steps.append(
+                SelfTestStep(name=name, result=NOT_RUN) if test.stopped else _ran(name, act, test)
+            )
     return found
 
 
-def _ran(name: str, act: Callable[[], str], test: _Test) -> Step:
+def _ran(name: str, act: Callable[[], str], test: _Test) -> SelfTestStep:
     """One step. What torch, ONNX Runtime or a driver raises has no common base."""
     began_ns = time.monotonic_ns()
     result, test.stopped = FAILED, True
     try:
         text, result, test.stopped = act(), OK, False
-    except Differs as error:
+    except WrongOutputs as error:
         text, test.stopped = str(error), False
     except ProblemError as error:  # without the name of the built-in model
         problem = error.problem
@@ -108,7 +110,7 @@ def _ran(name: str, act: Callable[[], str], test: _Test) -> Step:
         text = str(error)
     except Exception as error:  # noqa: BLE001
         text = f"expected no error, found {described(error)}; check the versions, or report all of this"
-    return Step(name=name, result=result, found=text, took_ms=to_ms(time.monotonic_ns() - began_ns))
+    return SelfTestStep(name=name, result=result, found=text, took_ms=to_ms(time.monotonic_ns() - began_ns))
 
 
 class _Test:
@@ -222,7 +224,7 @@ class _Test:
         gap, most = difference([got], [wanted]), tolerance(self._config.kind)
         text = f"largest difference {gap:.1e} of the largest output, tolerance {most:.0e}"
         if gap > most:
-            raise Differs(
+            raise WrongOutputs(
                 f"outputs: expected those of {other}, found a {text}; do not serve on this device, and"
                 " report all of this"
             )
