@@ -30,9 +30,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from benchmarks.plan_right import cpu
-from benchmarks.plan_right.scenarios import CALIBRATION, CASES, SECONDS, WARMUP_S, Case
-from clockwork_serve.apps.learned import read_delays
-from clockwork_serve.apps.plan.check import (
+from benchmarks.plan_right.check import (
     NEAR,
     CheckReport,
     Ends,
@@ -40,6 +38,8 @@ from clockwork_serve.apps.plan.check import (
     measured_ends,
     predicted_ends,
 )
+from benchmarks.plan_right.scenarios import CALIBRATION, CASES, SECONDS, WARMUP_S, Case
+from clockwork_serve.apps.learned import read_delays
 from clockwork_serve.apps.plan.demand import kinds_of
 from clockwork_serve.apps.plan.report import MixReport, PlanQuestion, make_plan
 from clockwork_serve.apps.plan.runs import PlanRuns
@@ -140,7 +140,7 @@ def measured(folder: Path) -> Constants:
     for number in range(TRIES):
         journal = folder / f"calibration-{number}.journal"
         with served(folder, CALIBRATION, CALIBRATION_DEVICES, journal) as url:
-            _, invalid = measured_ends(str(path), url, seed=1, traces=None)
+            _, invalid = measured_ends(str(path), url, seed=1)
         if not invalid:
             return read_delays(str(journal))
         print(f"  calibration: {invalid}", flush=True)
@@ -238,7 +238,7 @@ def play(case: Case, said: Prediction, devices: int, folder: Path) -> CheckRepor
     """Play a case on so many devices, and hold it against what was said."""
     path = folder / f"{case.name}.toml"
     with served(folder, case, devices) as url:
-        ends, invalid = measured_ends(str(path), url, seed=1, traces=None)
+        ends, invalid = measured_ends(str(path), url, seed=1)
     asked = question(path, case, said.constants, devices)
     return check_report(asked, said.of(devices), ends, url=url, invalid=invalid)
 

@@ -22,11 +22,11 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
+from benchmarks.plan_right.check import Ends, measured_ends, predicted_ends
 from benchmarks.plan_right.scenarios import load
 from clockwork_lab.demo.fetch import FetchError, Files, fetch
 from clockwork_lab.demo.wheels import MAGIKA, WHEELS
 from clockwork_serve.apps.learned import read_delays, read_zoo
-from clockwork_serve.apps.plan.check import Ends, measured_ends, predicted_ends
 from clockwork_serve.apps.simulate import ask
 from clockwork_serve.config.table import default_cache
 from clockwork_serve.controller import ControllerConfig
@@ -111,7 +111,7 @@ def profiled(folder: Path, models: Path) -> Zoo:
 def calibrated(folder: Path, rate_rps: float, serving: Serving) -> tuple[Zoo, str]:
     """What the server itself says after a load; and why that proves nothing, if so. Its journal is kept."""
     path = scenario(folder, rate_rps, PROFILE)
-    _, invalid = measured_ends(str(path), serving.http_url, seed=CALIBRATION_SEED, traces=None)
+    _, invalid = measured_ends(str(path), serving.http_url, seed=CALIBRATION_SEED)
     time.sleep(FLUSHED_S)
     shutil.copy(folder / "serve.journal", folder / JOURNAL)
     return read_zoo(str(folder / JOURNAL)), invalid
@@ -201,7 +201,7 @@ class Cores:
 def play(folder: Path, rate_rps: float, constants: Constants, url: str) -> tuple[Rate, str]:
     """Play a rate, with each seed; and why that proves nothing, if so."""
     path, said = scenario(folder, rate_rps, JOURNAL), predicted(folder, rate_rps, constants)
-    played = [measured_ends(str(path), url, seed=seed, traces=None) for seed in SEEDS]
+    played = [measured_ends(str(path), url, seed=seed) for seed in SEEDS]
     found = counted([ends for ends, _ in played])
     rate = Rate(
         rate_rps=rate_rps, predicted=said[0], measured=found[0], predicted_ms=said[1], measured_ms=found[1]

@@ -20,7 +20,6 @@ from clockwork_serve.apps.plan.demand import (
     with_slack,
     with_slo,
 )
-from clockwork_serve.apps.plan.page import page
 from clockwork_serve.apps.plan.report import PlanQuestion, PlanReport, make_plan
 from clockwork_serve.apps.plan.runs import PlanJob, PlanRun, PlanRuns, run_job
 from clockwork_serve.apps.simulate import ask, play, question_of, read_with_zoo
@@ -386,18 +385,6 @@ def test_what_is_wrong_with_kinds_is_named(tmp_path: Path, text: str, said: str)
         read_kinds(str(file))
 
     assert said in str(caught.value)
-
-
-def test_a_page_needs_nothing_else(tmp_path: Path) -> None:
-    made = planned(tmp_path, BUSY.replace('name = "web"', 'name = "<web>"'))
-
-    drawn = page(
-        made, words.answer(made), words.plan_lines(made), words.columns(made),
-        [words.mix_row(mix, made) for mix in made.mixes], words.named,
-    )  # fmt: skip
-
-    assert drawn.count("<svg") == 3
-    assert "http" not in drawn and "<script" not in drawn and "<web>" not in drawn
 
 
 def test_what_gateways_refuse_while_no_controller_runs_is_missed_too(tmp_path: Path) -> None:

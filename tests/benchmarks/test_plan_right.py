@@ -22,8 +22,8 @@ from benchmarks.plan_right.__main__ import (
     read_predictions,
     same_refused,
 )
+from benchmarks.plan_right.check import CheckReport, check_report
 from benchmarks.plan_right.scenarios import CASES, Case
-from clockwork_serve.apps.plan.check import CheckReport, check_report
 from clockwork_serve.sim import read_constants
 from clockwork_serve.sim.constants import Network
 from harness.report import Outcome

@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks.plan_right import cpu
 from benchmarks.plan_right.__main__ import TARGET
+from benchmarks.plan_right.check import Ends
 from benchmarks.plan_right.cpu import MODEL, Rate, counted, crossing, greatest, judge, slowness
-from clockwork_serve.apps.plan.check import Ends
 from clockwork_serve.sim import read_constants
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 from clockwork_serve.workload.zoo import Zoo

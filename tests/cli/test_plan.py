@@ -17,9 +17,6 @@ from clockwork_serve.apps.plan.report import PlanQuestion
 from clockwork_serve.cli.entry import run
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.sim import read_constants
-from clockwork_serve.telemetry import Counters, render
-from clockwork_serve.telemetry.counters import DeviceCounters
-from clockwork_serve.units import MIB
 from tests.apps.scenarios import STEADY, written
 
 BUSY = STEADY.replace("rate_rps = 100", "rate_rps = 900")
@@ -32,7 +29,7 @@ def scenario(tmp_path: Path, repository: Path) -> str:
 
 
 def test_one_screen_tells_all(scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = ["--json", str(tmp_path / "out.json"), "--html", str(tmp_path / "out.html")]
+    files = ["--json", str(tmp_path / "out.json")]
 
     assert run(["plan", scenario, "--slo-ms", "50", "--target", "99", "--jobs", "2", *files]) == 0
 
@@ -45,7 +42,6 @@ def test_one_screen_tells_all(scenario: str, tmp_path: Path, capsys: pytest.Capt
     assert re.search(rf"with {count + 1} devices: .*p99 \d+\.\d instead of \d+\.\d ms", shown)
     for more in re.findall(r"(\S+) instead of (\S+)", shown):
         assert more[0] != more[1]
-    assert f'<p class="answer">{count} devices</p>' in (tmp_path / "out.html").read_text()
 
     assert run(["plan", scenario, "--slo-ms", "50", "--target", "99", "--json", "-"]) == 0
     again = json.loads(capsys.readouterr().out)
@@ -87,10 +83,7 @@ def test_what_a_journal_learned_is_a_table_that_is_read_once(
         (["--target", "0"], "0.0 is not in the range"),
         (["--slo-ms", "3"], "loads[0].slo_ms: no number of these devices does"),
         (["--kinds", "nowhere.toml"], "kinds: expected a TOML file of [[kind]], found nowhere.toml"),
-        (["--devices", "2"], "devices: expected none without --check"),
-        (["--check", "http://127.0.0.1:1", "--slo-ms", "9"], "slo_ms: expected none with --check"),
         (["--json", "nowhere/out.json"], "json: expected a file in a folder that exists"),
-        (["--html", "nowhere/out.html"], "html: expected a file in a folder that exists"),
         (["--trace-dir", "nowhere"], "trace_dir: expected a folder of trace files"),
     ],
 )
@@ -152,39 +145,6 @@ def test_a_table_of_a_server_brings_its_delays_unless_others_are_asked_for(
     assert run(["plan", scenario]) == run(["plan", scenario, "--delays", "serve.journal"]) == 2
 
     assert [question.constants for question in asked] == [of_table, given]
-
-
-@pytest.mark.parametrize("given", [[], ["--devices", "3"]])
-def test_a_prediction_is_for_the_devices_that_the_server_has(
-    scenario: str, given: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    devices = {f"d{at}": DeviceCounters(worker="w", kind="cpu", pages=16, page_bytes=MIB) for at in range(2)}
-    page = render(Counters(devices=devices))
-    monkeypatch.setattr("clockwork_serve.cli.operate.exchange", lambda *asked: (200, "OK", page))
-    monkeypatch.setattr("clockwork_serve.apps.plan.check.measured_ends", lambda *asked, **more: ({}, ""))
-
-    assert run(["plan", scenario, "--check", "http://127.0.0.1:1", "--json", "-", *given]) == 1
-
-    shown = capsys.readouterr()
-    found = json.loads(shown.out)
-    if given:
-        assert (found["devices"], found["differs"]) == (3, [])
-        assert "the server has" not in shown.err
-    else:
-        assert found["devices"] == 2
-        assert found["differs"][0] == "the server has 2 devices, the scenario 1"
-        assert "a device of kind cpu has 16 MiB, not 256; the prediction is for what is there" in shown.err
-
-
-def test_a_server_that_does_not_tell_of_its_devices(
-    scenario: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("clockwork_serve.cli.operate.exchange", lambda *asked: (401, "Unauthorized", b""))
-
-    assert run(["plan", scenario, "--check", "http://127.0.0.1:1"]) == 2
-
-    said = capsys.readouterr().err
-    assert "found 401 Unauthorized for http://127.0.0.1:1/metrics; set CLOCKWORK_API_KEY to a key of" in said
 
 
 def test_kinds_of_the_scenario_have_names_and_prices(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from msgspec import structs
 
 from clockwork_serve.cli.options import (
     STDOUT,
@@ -18,29 +17,20 @@ from clockwork_serve.cli.options import (
     traces_option,
     write_output,
 )
-from clockwork_serve.cli.screen import INTERRUPTED, Progress, interruptible, note, say, show_table
+from clockwork_serve.cli.screen import INTERRUPTED, Progress, interruptible, say, show_table
 from clockwork_serve.cli.simulate import delays_option, measured, rate, share
 from clockwork_serve.config.table import default_cache
-from clockwork_serve.errors import ConfigError
 from clockwork_serve.units import counted, plain
 
 if TYPE_CHECKING:
-    from clockwork_serve.apps.plan.check import Sides
     from clockwork_serve.apps.plan.demand import DeviceKind
     from clockwork_serve.apps.plan.report import MixReport, PlanQuestion, PlanReport, SeedSpread
-    from clockwork_serve.cli.operate import Target
-    from clockwork_serve.telemetry.top import Reading
     from clockwork_serve.workload.scenario import Scenario
     from clockwork_serve.workload.zoo import Zoo
 
 NO_ANSWER = 1
 _STEPS = 100  # of the progress bar, for each simulation
-_OWN = ("slo_ms", "kinds_file", "max_devices", "zoo", "foreign", "traces", "devices")
-_MODELS_SHOWN = 20
-_CHECKED = (
-    "model", ">requests", ">predicted r/s", ">measured r/s", ">off", ">predicted p50, p99 ms",
-    ">measured p50, p99 ms", "near",
-)  # fmt: skip
+_OWN = ("slo_ms", "kinds_file", "max_devices", "zoo", "foreign", "traces")
 
 _GAINS: tuple[tuple[str, Callable[[float], str], str], ...] = (
     ("{} in time", share, "in_time"), ("p99 {} ms", lambda ms: f"{ms:.1f}", "p99_ms"),
@@ -79,28 +69,17 @@ _GAINS: tuple[tuple[str, Callable[[float], str], str], ...] = (
 @delays_option
 @traces_option
 @click.option("--jobs", type=click.IntRange(1, 1024), metavar="N", help="Processes. [default: one a core]")
-@click.option(
-    "--check",
-    "url",
-    metavar="URL",
-    help="Play SCENARIO on a running server (CLOCKWORK_API_KEY: a key of it), and compare.",
-)
-@click.option(
-    "--devices", type=click.IntRange(1, 10_000), metavar="N",
-    help="With --check: how many to predict for. [default: the server's own]",
-)  # fmt: skip
 @output_option("json", "Write the plan as JSON to FILE; - is standard output.")
-@output_option("html", "Write a page with pictures to FILE.")
 @setting_options("policy", "max_batch", "cache", "slack_ms")
-def plan(  # noqa: PLR0913 - one parameter for each option
-    *, scenario: str, json_file: str | None, html_file: str | None, jobs: int | None, config: str | None,
-    seeds: int, seed: int, target: float, url: str | None, delays: str | None, **given: Any,
+def plan(
+    *, scenario: str, json_file: str | None, jobs: int | None, config: str | None, seeds: int, seed: int,
+    target: float, delays: str | None, **given: Any,
 ) -> int:  # fmt: skip
     """Find the fewest devices, or the cheapest, that serve SCENARIO in time.
 
     Simulates as `clockwork simulate` does, a few times. Finished simulations are kept in the cache: the same
     question is answered at once, and an interrupted plan goes on. Exits with 1 if no number of devices up to
-    --max-devices does, or a --check is far off; with 2 if none could; 130 after Ctrl-C, with what was found.
+    --max-devices does; with 2 if none could; 130 after Ctrl-C, with what was found.
     """
     from clockwork_serve.apps.learned import delays_beside
     from clockwork_serve.apps.plan.report import PlanQuestion
@@ -114,21 +93,12 @@ def plan(  # noqa: PLR0913 - one parameter for each option
         config=controller_config(settings), traces=own["traces"], most=own["max_devices"],
         constants=measured(delays) or delays_beside(text.cluster.zoo),
     )  # fmt: skip
-    if url is not None:
-        if own["slo_ms"] is not None:
-            raise ConfigError("slo_ms: expected none with --check, found one; write it into the scenario")
-        return _check(asked, scenario, url, json_file, given=own["devices"] is not None)
-    if own["devices"] is not None:
-        raise ConfigError("devices: expected none without --check, found one; --max-devices is the most")
     kept = settings.cache or default_cache(os.environ)
-    return _plan(asked, Path(scenario), kept, jobs or len(os.sched_getaffinity(0)), json_file, html_file)
+    return _plan(asked, Path(scenario), kept, jobs or len(os.sched_getaffinity(0)), json_file)
 
 
-def _plan(
-    asked: PlanQuestion, scenario: Path, cache: str, jobs: int, json_file: str | None, html_file: str | None
-) -> int:
+def _plan(asked: PlanQuestion, scenario: Path, cache: str, jobs: int, json_file: str | None) -> int:
     """Plan and show it; the exit status."""
-    from clockwork_serve.apps.plan.page import page
     from clockwork_serve.apps.plan.report import make_plan
     from clockwork_serve.apps.plan.runs import PlanRuns
 
@@ -144,98 +114,18 @@ def _plan(
     if json_file != STDOUT:
         _show(made, jobs, kept)
     write_output(json_file, made.to_json())
-    if html_file is not None:
-        rows = [mix_row(mix, made) for mix in made.mixes]
-        drawn = page(made, answer(made), plan_lines(made), columns(made), rows, named)
-        write_output(html_file, drawn.encode())
     return INTERRUPTED if made.cut else 0 if made.answer is not None else NO_ANSWER
-
-
-# ------------------------------------------------------------
-# ``--check``: the prediction held against a running server.
-
-
-def _check(asked: PlanQuestion, scenario: str, url: str, json_file: str | None, *, given: bool) -> int:
-    """Play the scenario on a server, simulate it, compare; the exit status.
-
-    Unless the number of devices was ``given``, they are the server's.
-    """
-    from clockwork_serve.apps.plan.check import (
-        check_report,
-        measured_ends,
-        on_server,
-        predicted_ends,
-        server_devices,
-    )
-    from clockwork_serve.cli.operate import Target
-
-    differs: list[str] = []
-    target = Target.keyed(url, os.environ.get("CLOCKWORK_CA"))
-    if not given:
-        there = server_devices(_metrics(target))
-        found, differs = on_server(asked.scenario, there)
-        asked = structs.replace(asked, scenario=found)
-        note(f"the server has {', '.join(map(str, there))}")
-        for line in differs:
-            note(f"note: {line}; the prediction is for what is there")
-    note(f"playing {scenario} on {url}: {asked.scenario.seconds:g} s")
-    measured, invalid = measured_ends(
-        scenario, url, seed=asked.seeds[0], traces=asked.traces, headers=target.headers, ca=target.ca
-    )
-    made = check_report(
-        asked, predicted_ends(asked.simulated()), measured, url=url, invalid=invalid, differs=differs
-    )
-    if json_file != STDOUT:
-        say(f"{made.scenario} on {url}, predicted for {counted(made.devices, 'device')}")
-        worst = sorted(made.models, key=lambda sides: -abs(sides.off))
-        shown = [made.total, *worst[:_MODELS_SHOWN]]
-        show_table(_CHECKED, [_sides_row(sides) for sides in shown])
-        say(
-            f"of {made.total.requests:,} requests the same became of {made.both + made.neither:,}: in time "
-            f"{made.both:,}, not {made.neither:,}; only predicted in time {made.only_predicted:,}, only "
-            f"measured {made.only_measured:,}; {made.unmatched:,} known to one side alone"
-        )
-        say(f"INVALID: {invalid}" if invalid else "the prediction is near" if made.good else "FAR OFF")
-    write_output(json_file, made.to_json())
-    return 0 if made.good else NO_ANSWER
-
-
-def _metrics(target: Target) -> Reading:
-    """What a server says of itself."""
-    from clockwork_serve.cli.operate import exchange
-    from clockwork_serve.telemetry.top import read_metrics
-
-    status, phrase, body = exchange(target, "GET", "/metrics", 8000)
-    if status != 200:
-        advice = "set CLOCKWORK_API_KEY to a key of it, or say" if status in {401, 403} else "say"
-        raise ConfigError(
-            f"check: expected a server that tells of its devices, found {status} {phrase} for "
-            f"{target.url}/metrics; {advice} with --devices how many to predict for"
-        )
-    return read_metrics(body.decode(errors="replace"))
-
-
-def _sides_row(sides: Sides) -> list[str]:
-    return [
-        sides.name, f"{sides.requests:,}", rate(sides.predicted_rps), rate(sides.measured_rps),
-        f"{100 * sides.off:+.1f} %", _pair(sides.predicted_ms), _pair(sides.measured_ms),
-        "yes" if sides.near else "NO",
-    ]  # fmt: skip
-
-
-def _pair(found_ms: tuple[float, float] | None) -> str:
-    return "-" if found_ms is None else f"{found_ms[0]:.1f}, {found_ms[1]:.1f}"
 
 
 def _read(
     scenario: str, *, slo_ms: float | None, kinds_file: str | None, max_devices: int, zoo: str | None,
-    foreign: bool, traces: str | None, devices: int | None,
+    foreign: bool, traces: str | None,
 ) -> tuple[Scenario, Zoo, tuple[DeviceKind, ...]]:  # fmt: skip
     """The scenario, its models and the kinds of devices that the command line asks for."""
     from clockwork_serve.apps.plan.demand import kinds_of, read_kinds, with_slo
     from clockwork_serve.apps.simulate import read_with_zoo
 
-    found, models = read_with_zoo(scenario, zoo=zoo, devices=devices, foreign=foreign)
+    found, models = read_with_zoo(scenario, zoo=zoo, foreign=foreign)
     kinds = kinds_of(found) if kinds_file is None else read_kinds(kinds_file)
     return found if slo_ms is None else with_slo(found, slo_ms), models, kinds
 
