@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from benchmarks.gpu.rig import Floats
-from clockwork_lab.reproduce.real_requests import Accounting
+from benchmarks.past_saturation.requests import Accounting
 from clockwork_serve.errors import ClockworkError
 from clockwork_serve.messages import Answer, Outcome, Question, Release, Request
 from clockwork_serve.oip import InputTensor

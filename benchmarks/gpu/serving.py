@@ -17,8 +17,8 @@ from msgspec import structs
 from benchmarks.gpu.clients import Clients, Told
 from benchmarks.gpu.copies import ERROR, FIXED, Copies, Writer, changes, pool_bytes
 from benchmarks.gpu.rig import Floats, Rig, error_of, grown
+from benchmarks.past_saturation.processes import Processes, started
 from clockwork_lab.oracle.bound import closed_loop_limit_rps
-from clockwork_lab.reproduce.real_controller import Processes, started
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.messages import CodeAdded, Frame, ModelAdded
