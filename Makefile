@@ -156,7 +156,7 @@ mutants: $(STAMP) ## break the brains in 400 ways, one at a time: do tests and s
 	@$(MUTANTS)/bin/python $(PIP) install -c constraints.txt $(SOURCES) --group mutants --group test
 	@$(MUTANTS)/bin/python -m qa.mutants $(MUTANTS_WITH)
 
-peers: $(STAMP) ## other model servers, each in a venv of its own under build/peers; PEERS="mosec triton" for some
+peers: $(STAMP) ## other model servers, each in a venv of its own under build/peers; PEERS="triton" for some
 	@$(BIN)/python -m comparison.peers install $(PEERS)
 	@$(BIN)/python -m comparison.peers check
 

@@ -3,7 +3,7 @@
 An emulated model takes 10 ms, one request at a time, so its profile determines the capacity. Clients in a
 closed loop, ten times as many as it can serve within their SLO, retry as advised, or after 1 ms regardless.
 Then they stop, and an open load at half the capacity remains, which must be served as if nothing had
-happened. Whether rejected clients are answered at once is the subject of ``benchmarks.overload``.
+happened.
 """
 
 from __future__ import annotations

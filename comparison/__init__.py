@@ -1,1 +1,1 @@
-"""The server beside others: nine other model servers, a real Triton, and goals against the best of them."""
+"""The server beside others: other model servers, a real Triton, and goals of its own."""

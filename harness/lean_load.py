@@ -53,10 +53,7 @@ LENGTHS: Final = struct.Struct("<II")
 class Plan(Struct, frozen=True, kw_only=True):
     """``message`` is a file that holds the whole request; ``rate``: requests a second, 0 for a closed loop.
 
-    ``own_streams``: each connection is a client of its own, whose requests wait for one another; else a
-    request takes the connection that has been idle for longest. ``split``: how many of the connections each
-    gateway shall have, the first-named first; others are opened and closed until they do (empty: they stay as
-    they fall). Requests of the first ``warmup_s`` are not counted. ``framed``: answers are frames, not HTTP.
+    Requests of the first ``warmup_s`` are not counted. ``framed``: answers are frames, not HTTP.
     """
 
     host: str
@@ -67,18 +64,15 @@ class Plan(Struct, frozen=True, kw_only=True):
     rate: float = 0.0
     warmup_s: float = 1.0
     seed: int = 1
-    own_streams: bool = False
-    split: tuple[int, ...] = ()
     nice: int = 0
     cores: tuple[int, ...] = ()
     framed: bool = False
 
 
 class Started(Struct, frozen=True, kw_only=True):
-    """When the load begins, and how many connections each gateway has."""
+    """When the load begins."""
 
     start_ns: int
-    connections: dict[str, int]
 
 
 class Found(Struct, frozen=True, kw_only=True):
@@ -90,7 +84,6 @@ class Found(Struct, frozen=True, kw_only=True):
     """All requests, those that are not counted too."""
     ends: dict[int, int]
     """By HTTP status; 0 for those that the server cut off or never answered."""
-    by_gateway: dict[str, int]
     latency_ns: list[float]
     late_ns: list[float]
     """How long after its instant a request was sent although a connection was free."""
@@ -195,7 +188,7 @@ Parse = Callable[[bytes], tuple[int, int] | None]
 class Connection:
     """One keep-alive socket with at most one request out."""
 
-    __slots__ = ("answers", "due_ns", "gateway", "received", "rest", "socket", "waiting")
+    __slots__ = ("due_ns", "received", "rest", "socket")
 
     def __init__(self, host: str, port: int) -> None:
         self.socket = socket.create_connection((host, port))
@@ -203,12 +196,9 @@ class Connection:
         self.due_ns = 0  # of the request that is out; 0 if there is none
         self.rest: memoryview | None = None  # what is left to be sent of it
         self.received = b""
-        self.gateway = ""
-        self.answers = 0  # those that count
-        self.waiting: deque[int] = deque()  # instants of requests that come after it
 
     def ask_once(self, message: bytes, parse: Parse) -> None:
-        """One request, and its answer, which tells the gateway. RuntimeError if it is no good one."""
+        """One request, and its answer. RuntimeError if it is no good one."""
         self.socket.sendall(message)
         received = b""
         while (found := parse(received)) is None:
@@ -218,7 +208,6 @@ class Connection:
             received += data
         if found[0] != 200:
             raise RuntimeError(f"the request was answered {received!r}")
-        self.gateway = _gateway(received)
 
 
 def http_answer(received: bytes) -> tuple[int, int] | None:
@@ -240,32 +229,13 @@ def _frame(received: bytes) -> tuple[int, int] | None:
     return (200, length) if len(received) >= length else None
 
 
-def _gateway(received: bytes) -> str:
-    """Who answered: ``gateway-0`` of ``Clockwork-Request-Id: gateway-0-19a-7``."""
-    at = received.find(b"Clockwork-Request-Id: ")
-    return "-".join(received[at + 22 :].split(b"\r", 1)[0].decode().split("-")[:2]) if at >= 0 else ""
-
-
 def connected(plan: Plan, message: bytes) -> list[Connection]:
     """The connections of a plan, each of which has been asked once."""
-    wanted = {f"gateway-{number}": count for number, count in enumerate(plan.split)}
-    found: list[Connection] = []
-    have: Counter[str] = Counter()
-    surplus = []
-    for _ in range(100 * plan.connections):
+    found = []
+    for _ in range(plan.connections):
         connection = Connection(plan.host, plan.port)
         connection.ask_once(message, _frame if plan.framed else http_answer)
-        if have[connection.gateway] < wanted.get(connection.gateway, 0 if wanted else plan.connections):
-            have[connection.gateway] += 1
-            found.append(connection)
-        else:
-            surplus.append(connection)
-        if len(found) == plan.connections:
-            break
-    else:
-        raise RuntimeError(f"wanted connections to {wanted}, found {dict(have)}")
-    for connection in surplus:
-        connection.socket.close()
+        found.append(connection)
     return found
 
 
@@ -274,7 +244,6 @@ class _Load:
 
     def __init__(self, plan: Plan, message: bytes, connections: list[Connection]) -> None:
         self._message = message
-        self._own_streams = plan.own_streams
         self._connections = connections
         self._random = random.Random(plan.seed)
         self._rate = plan.rate
@@ -305,13 +274,6 @@ class _Load:
             self._take(0.1)
         self.ends[0] += self.asked - sum(self.ends.values())
 
-    def by_gateway(self) -> dict[str, int]:
-        """How many of the counted answers came from whom."""
-        found: Counter[str] = Counter()
-        for connection in self._connections:
-            found[connection.gateway] += connection.answers
-        return dict(+found)
-
     def _open_loop(self, start_ns: int, end_ns: int) -> None:
         gaps = (self._random.expovariate(self._rate) for _ in itertools.count())
         arrivals = itertools.accumulate((round(gap * 1e9) for gap in gaps), initial=start_ns)
@@ -327,21 +289,14 @@ class _Load:
     def _ask(self, due_ns: int) -> None:
         counted = due_ns >= self._counted_ns
         self.asked += counted
-        if self._own_streams:
-            connection = self._random.choice(self._connections)
-            waiting = connection.waiting
-            free = connection if not connection.due_ns and connection.rest is None else None
-        else:
-            waiting = self._waiting
-            free = self._idle.popleft() if self._idle else None
         self._out += 1
-        if free is None:
+        if not self._idle:
             self.waited += counted
-            waiting.append(due_ns)
+            self._waiting.append(due_ns)
             return
         if counted:
             self.lates_ns.append(time.monotonic_ns() - due_ns)
-        self._send(free, due_ns)
+        self._send(self._idle.popleft(), due_ns)
 
     def _send(self, connection: Connection, due_ns: int) -> None:
         self.sent += 1
@@ -398,21 +353,19 @@ class _Load:
         if due_ns >= self._counted_ns:
             self.latencies_ns.append(time.monotonic_ns() - due_ns)
             self.ends[found[0]] += 1
-            connection.answers += 1
         if connection.rest is None:  # else it was refused before it was sent, which comes first
             self._free(connection)
 
     def _free(self, connection: Connection) -> None:
-        waiting = connection.waiting if self._own_streams else self._waiting
-        if waiting:
-            self._send(connection, waiting.popleft())
+        if self._waiting:
+            self._send(connection, self._waiting.popleft())
         elif not self._rate:
             now_ns = time.monotonic_ns()
             if now_ns < self._end_ns:
                 self._out += 1
                 self.asked += now_ns >= self._counted_ns
                 self._send(connection, now_ns)
-        elif not self._own_streams:
+        else:
             self._idle.append(connection)
 
 
@@ -426,8 +379,7 @@ def main() -> int:
     gc.collect()
     gc.disable()
     start_ns = time.monotonic_ns() + 50_000_000
-    began = Counter(connection.gateway for connection in connections)
-    _tell(Started(start_ns=start_ns, connections=dict(began)))
+    _tell(Started(start_ns=start_ns))
     counted_ns = start_ns + round(plan.warmup_s * 1e9)
     load.run(start_ns, counted_ns, counted_ns + round(plan.seconds * 1e9))
     latency_ns = [quantile(load.latencies_ns or [0], share) for share in SHARES]
@@ -435,7 +387,7 @@ def main() -> int:
     _tell(
         Found(
             seconds=plan.seconds, asked=load.asked, sent=load.sent + len(connections),
-            ends={end: n for end, n in load.ends.items() if n}, by_gateway=load.by_gateway(),
+            ends={end: n for end, n in load.ends.items() if n},
             latency_ns=latency_ns, late_ns=late_ns, waited=load.waited,
         )
     )  # fmt: skip

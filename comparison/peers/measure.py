@@ -57,19 +57,10 @@ class Line:
 
     def __init__(self, asked: Peer, setup: Setup, x: Floats) -> None:
         self._request = asked.request(setup, x)
-        self._channel: Any = None
         self._connection = http.client.HTTPConnection(HOST, setup.port, timeout=WAIT_S)
-        if asked.protocol == "grpc":
-            import grpc
-
-            options = [("grpc.max_receive_message_length", 64 << 20)]
-            self._channel = grpc.insecure_channel(f"{HOST}:{setup.port + 1}", options=options)
 
     def ask(self, model: str) -> Answer:
         """One answer. Status -1: the server hung up."""
-        return self._http(model) if self._channel is None else self._grpc(model)
-
-    def _http(self, model: str) -> Answer:
         path = self._request.path.replace("{model}", model)
         try:
             self._connection.request("POST", path, self._request.body, dict(self._request.headers))
@@ -80,20 +71,9 @@ class Line:
             self._connection.close()
             return Answer(-1, {}, repr(error).encode())
 
-    def _grpc(self, model: str) -> Answer:
-        import grpc
-
-        call = self._channel.unary_unary(self._request.path)
-        try:
-            return Answer(200, {}, call(self._request.messages[model], timeout=WAIT_S))
-        except grpc.RpcError as error:
-            return Answer(-1, {}, str(error).encode())
-
     def close(self) -> None:
         """End it."""
         self._connection.close()
-        if self._channel is not None:
-            self._channel.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 from urllib.request import urlopen
@@ -27,12 +27,11 @@ HOST: Final = "127.0.0.1"
 Floats = npt.NDArray[np.float32]
 Kind = Literal["rejected", "expired", "failed"]
 """How a request ends that is not answered: there is too much; its time is up; anything else."""
-Protocol = Literal["http", "grpc"]
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back; a good one has status 200 over gRPC too, and ``body`` is its message there."""
+    """What came back."""
 
     status: int
     headers: Mapping[str, str]
@@ -41,12 +40,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """How to ask: the same for all models, but for ``{model}`` in ``path`` (HTTP), or messages (gRPC)."""
+    """How to ask: the same for all models, but for ``{model}`` in ``path``."""
 
     path: str
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
-    messages: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,18 +119,13 @@ class Peer:
     note: ClassVar[str] = ""
     """What a reader of the table must know of it."""
     arguments: ClassVar[str] = ""
-    """Of its Python, if that starts it; ``{port}``, ``{grpc_port}`` and ``{slo_ms}`` are filled in."""
+    """Of its Python, if that starts it; ``{port}`` is filled in."""
     variables: ClassVar[Mapping[str, str]] = {}
     """More of its environment; ``{folder}`` is filled in."""
     more: ClassVar[Mapping[str, Any]] = {}
     """Its own settings, which its files read in ``served.plan()``; they are recorded with each result."""
-    path: ClassVar[str] = "/{model}"
-    """Where to POST, if that is all there is to it."""
-    protocol: ClassVar[Protocol] = "http"
     binds_all: ClassVar[bool] = False
     """Whether it listens on all interfaces and cannot be told otherwise."""
-    per_model: ClassVar[bool] = False
-    """Whether each model has processes of its own."""
     loads_on_demand: ClassVar[bool] = False
     """Whether it keeps no more models in memory than it is told, and loads the one that is asked for."""
     loads_by_call: ClassVar[bool] = False
@@ -157,15 +150,11 @@ class Peer:
             return f"not installed: python -m comparison.peers install {self.name}"
         if self.binds_all and not isolated:
             return "it listens on all interfaces, and no network namespace could be made for it"
-        if setup is not None and self.per_model and len(setup.models) > MOST_PROCESSES:
-            return f"a process per model: {len(setup.models)} models are too many"
         return ""
 
     def command(self, setup: Setup) -> Sequence[str]:
         """How to start it; writes what it needs into ``setup.folder``."""
-        numbers = {"port": setup.port, "grpc_port": setup.port + 1, "slo_ms": round(setup.slo_ms)}
-        words = self.arguments.format(**numbers)
-        return [self.python, *words.split()]
+        return [self.python, *self.arguments.format(port=setup.port).split()]
 
     def environment(self, setup: Setup) -> dict[str, str]:
         """Its whole environment: the runner's own would bring the runner's Python."""
@@ -185,7 +174,7 @@ class Peer:
 
     def request(self, setup: Setup, x: Floats) -> Request:
         """How to ask for the output of ``x``, one row, in time: by its bytes as they are."""
-        return Request(self.path, (("Content-Type", "application/octet-stream"),), x.tobytes())
+        return Request("/{model}", (("Content-Type", "application/octet-stream"),), x.tobytes())
 
     def understood(self, kind: Kind, words: str) -> Kind:
         """What an end means that is no answer.
@@ -213,7 +202,7 @@ class Peer:
 
 
 MOST_PROCESSES: Final = 40
-"""Models of servers with a process for each: 53 to 183 MiB apiece were measured."""
+"""Models of a server with a process for each."""
 
 
 def differs(found: Floats, expected: Floats) -> float:

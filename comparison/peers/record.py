@@ -125,11 +125,6 @@ def command(asked: Peer, setup: Setup, scenario: Path, x: Floats, *, seed: int, 
         "--record", str(setup.folder / "record"), "--json", str(setup.folder / "bench.json"),
         "--deadline", "none",
     ]  # fmt: skip
-    if asked.protocol == "grpc":
-        inputs = setup.folder / "x.npy"
-        np.save(inputs, x)
-        found += ["--protocol", "grpc", "--url", f"{HOST}:{setup.port + 1}"]
-        return [*found, "--input-data", str(inputs)]
     body = setup.folder / "body"
     body.write_bytes(request.body)
     found += ["--protocol", "raw", "--url", f"http://{HOST}:{setup.port}", "--path", request.path]

@@ -257,7 +257,7 @@ def write_facts(out: Path, servers: Sequence[str]) -> None:
     for asked in (PEERS[name] for name in servers):
         told[asked.name] = {
             "configured": asked.configured, "source": asked.source, "note": asked.note,
-            "protocol": asked.protocol, **version(asked), "packages": packages(asked),
+            **version(asked), "packages": packages(asked),
         }  # fmt: skip
     facts = {
         "machine": machine_line(), "kernel": platform.version(), "command": sys.argv,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -15,14 +13,11 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
-from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, ModelInferRequest, ModelInferResponse
 from comparison.peers.peer import APPS, INSTALLED, MOST_PROCESSES, Answer, Floats, Kind, Peer, Request, Setup
 from comparison.triton import Wheel, serve_options
 
 # ------------------------------------------------------------
 # Requests of the Open Inference Protocol and their answers, made and read by hand.
-
-METHOD: Final = f"/{INFERENCE_SERVICE}/ModelInfer"
 
 
 def http_request(
@@ -48,41 +43,6 @@ def http_output(answer: Answer) -> Floats:
     """The first tensor of a binary response."""
     length = int(answer.headers["inference-header-content-length"])
     return np.frombuffer(answer.body[length:], np.float32)
-
-
-def grpc_request(names: Iterable[str], x: Floats, **parameters: int) -> Request:
-    """With raw tensors; one message for each model, which names it."""
-    messages = {}
-    for name in names:
-        message = ModelInferRequest(model_name=name, raw_input_contents=[x.tobytes()])
-        message.inputs.add(name="x", datatype="FP32", shape=[1, *x.shape[1:]])
-        for parameter, value in parameters.items():
-            message.parameters[parameter].int64_param = value
-        messages[name] = message.SerializeToString()
-    return Request(METHOD, messages=messages)
-
-
-def grpc_output(answer: Answer) -> Floats:
-    """The first tensor of a raw response, or of a typed one."""
-    message = ModelInferResponse.FromString(answer.body)
-    if message.raw_output_contents:
-        return np.frombuffer(message.raw_output_contents[0], np.float32)
-    return np.asarray(message.outputs[0].contents.fp32_contents, np.float32)
-
-
-class OverGrpc(Peer):
-    """A server whose path for binary tensors over HTTP makes lists of them, or that has none."""
-
-    protocol = "grpc"
-    ready_path = "/v2/health/ready"
-
-    def request(self, setup: Setup, x: Floats) -> Request:
-        """Raw tensors."""
-        return grpc_request(setup.names, x)
-
-    def output(self, answer: Answer) -> Floats:
-        """Raw, or not."""
-        return grpc_output(answer)
 
 
 # ------------------------------------------------------------
@@ -273,26 +233,6 @@ instance_group [{{
 """
 
 
-class Mosec(Peer):
-    """A front end in Rust, a worker process per model; its queue no longer than can be served in time."""
-
-    capacity = 24
-    """Requests in its queue beyond which it says 429: sized by hand for an SLO of some batches of eight."""
-    name = "mosec"
-    package = "mosec"
-    configured = (
-        f"batches of 8, timeout = SLO, `--capacity {capacity}` (by hand: what can be served within the SLO)"
-    )
-    source = "https://mosecorg.github.io/mosec/reference/arguments.html"
-    arguments = (
-        "-m comparison.peers.apps.mosec_app --address 127.0.0.1 --port {port} --timeout {slo_ms} "
-        f"--capacity {capacity} --log-level warning"
-    )
-    more: ClassVar = {"wait_ms": 1, "workers": 1}
-    """A full batch is waited for as long as the first of a batch takes alone."""
-    per_model = True
-
-
 class RayServe(Peer):
     """A proxy and a replica that has all models, multiplexed.
 
@@ -317,181 +257,6 @@ class RayServe(Peer):
     ready_path = "/-/healthz"
     start_s = 180.0
     stop_s = 20.0
-
-
-class BentoMl(Peer):
-    """A service with an API per model, which learns how long batches take.
-
-    It takes JSON or forms from outside; its batches are of JSON.
-    """
-
-    name = "bentoml"
-    package = "bentoml"
-    configured = "adaptive batches of up to 8, `max_latency_ms` = SLO"
-    source = "https://docs.bentoml.com/en/latest/get-started/adaptive-batching.html"
-    arguments = "-m bentoml serve comparison.peers.apps.bentoml_app:Models --host 127.0.0.1 --port {port}"
-    variables: ClassVar = {"BENTOML_HOME": "{folder}/bentoml", "BENTOML_DO_NOT_TRACK": "True"}
-    """Without what it would write and send beside its work."""
-    ready_path = "/readyz"
-
-    def request(self, setup: Setup, x: Floats) -> Request:
-        """Base64 in JSON."""
-        body = json.dumps({"x": [base64.b64encode(x.tobytes()).decode()]}).encode()
-        return Request("/{model}", (("Content-Type", "application/json"),), body)
-
-    def output(self, answer: Answer) -> Floats:
-        """Base64 in JSON."""
-        return np.frombuffer(base64.b64decode(json.loads(answer.body)[0]), np.float32)
-
-
-class LitServe(Peer):
-    """FastAPI in front, a worker process per model behind queues.
-
-    It takes JSON or forms; a form with a file is the cheaper.
-    """
-
-    name = "litserve"
-    package = "litserve"
-    configured = "batches of 8, timeout = SLO (seen when a worker takes a request from its queue)"
-    source = "https://lightning.ai/docs/litserve/features/batching"
-    arguments = "-m comparison.peers.apps.litserve_app"
-    per_model = True
-    ready_path = "/health"
-
-    def request(self, setup: Setup, x: Floats) -> Request:
-        """A form with one file."""
-        content_type, body = form("x", x.tobytes())
-        return Request("/{model}", (("Content-Type", content_type),), body)
-
-
-_BOUNDARY: Final = "a-boundary-that-no-tensor-holds-7d1f0c9ab2"
-
-
-def form(field: str, data: bytes) -> tuple[str, bytes]:
-    """Content type and body of a multipart form with one file."""
-    head = (
-        f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="{field}"; filename="{field}"\r\n'
-        "Content-Type: application/octet-stream\r\n\r\n"
-    )
-    body = b"".join((head.encode(), data, f"\r\n--{_BOUNDARY}--\r\n".encode()))
-    return f"multipart/form-data; boundary={_BOUNDARY}", body
-
-
-class KServe(OverGrpc):
-    """Its Python server: no batches (a sidecar that is not in the package makes them), deadline or limit."""
-
-    name = "kserve"
-    package = "kserve"
-    configured = "no deadline, no batches, no limit: the Python server has none"
-    source = (
-        "https://kserve.github.io/website/docs/model-serving/predictive-inference/frameworks/custom-predictor"
-    )
-    arguments = (
-        "-m comparison.peers.apps.kserve_app --http_port {port} --grpc_port {grpc_port} --workers 1 "
-        "--enable_docs_url False"
-    )
-    binds_all = True
-
-
-class MlServer(OverGrpc):
-    """With a runtime of ours: batches, but neither deadline nor limit. Its REST API accepts JSON only."""
-
-    name = "mlserver"
-    package = "mlserver"
-    configured = (
-        "batches of 8 (`max_batch_size`, `max_batch_time` 1 ms), one process; it has no deadline and no limit"
-    )
-    source = "https://docs.seldon.ai/mlserver/user-guide/adaptive-batching"
-    loads_by_call = True
-
-    def command(self, setup: Setup) -> Sequence[str]:
-        """Settings in files, as it wants them."""
-        settings = {
-            "host": "127.0.0.1", "http_port": setup.port, "grpc_port": setup.port + 1,
-            "metrics_port": setup.port + 2, "metrics_endpoint": None, "parallel_workers": 0, "debug": False,
-            "grpc_max_message_length": 64 << 20, "use_structured_logging": False,
-        }  # fmt: skip
-        repository = setup.folder / "repository"
-        repository.mkdir()
-        (repository / "settings.json").write_text(json.dumps(settings))
-        for name in setup.names:
-            (repository / name).mkdir()
-            model = {
-                "name": name, "implementation": "comparison.peers.apps.mlserver_app.Model",
-                "max_batch_size": setup.batch, "max_batch_time": 0.001,
-                "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, *setup.shape]}],
-                "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, *setup.out]}],
-            }  # fmt: skip
-            (repository / name / "model-settings.json").write_text(json.dumps(model))
-        return [str(self.home / "bin" / "mlserver"), "start", str(repository)]
-
-
-class TorchServe(Peer):
-    """A front end in Java, a worker process per model.
-
-    Requests whose time is up in the queue get no answer at all.
-    """
-
-    queue = 16
-    """Requests of a model that may wait, by hand: two batches."""
-    name = "torchserve"
-    package = "torchserve"
-    configured = f"batches of 8 (`maxBatchDelay` 1 ms), `jobQueueSize` {queue}, `clientTimeoutInMills` = SLO"
-    source = "https://docs.pytorch.org/serve/batch_inference_with_ts.html"
-    variables: ClassVar = {"LOG_LOCATION": "{folder}", "METRICS_LOCATION": "{folder}"}
-    note = "archived by its makers in 2025"
-    path = "/predictions/{model}"
-    per_model = True
-    ready_path = "/ping"
-    start_s = 300.0
-    stop_s = 20.0
-
-    def why_not(self, setup: Setup | None = None, *, isolated: bool = True) -> str:
-        """It needs Java."""
-        if shutil.which("java") is None:
-            return "it needs Java 11 or later, and there is no java here"
-        return super().why_not(setup, isolated=isolated)
-
-    def command(self, setup: Setup) -> Sequence[str]:
-        """An archive per model, made by its own tool; it holds the handler, which finds its model by name."""
-        store = setup.folder / "store"
-        store.mkdir()
-        settings = setup.folder / "model-config.yaml"
-        settings.write_text(
-            f"minWorkers: 1\nmaxWorkers: 1\nbatchSize: {setup.batch}\nmaxBatchDelay: 1\n"
-            f"jobQueueSize: {self.queue}\n"
-            f"clientTimeoutInMills: {setup.slo_ms:.0f}\nresponseTimeout: 120\nstartupTimeout: 120\n"
-        )
-        for name in setup.names:
-            subprocess.run(
-                [str(self.home / "bin" / "torch-model-archiver"), "--model-name", name, "--version", "1",
-                 "--handler", str(APPS / "torchserve_model.py"), "--config-file", str(settings),
-                 "--export-path", str(store), "--archive-format", "no-archive"],
-                check=True, capture_output=True, env=self.environment(setup),
-            )  # fmt: skip
-        (setup.folder / "config.properties").write_text(
-            f"inference_address=http://127.0.0.1:{setup.port}\n"
-            f"management_address=http://127.0.0.1:{setup.port + 1}\n"
-            f"metrics_address=http://127.0.0.1:{setup.port + 2}\ngrpc_inference_port={setup.port + 3}\n"
-            f"grpc_management_port={setup.port + 4}\nnumber_of_netty_threads=1\nnetty_client_threads=1\n"
-            "disable_token_authorization=true\nenable_envvars_config=false\nmetrics_mode=log\n"
-            "disable_system_metrics=true\nmax_request_size=65535000\n"
-        )
-        (setup.folder / "log4j2.xml").write_text(_QUIET)
-        return [
-            str(self.home / "bin" / "torchserve"), "--foreground", "--model-store", str(store),
-            "--models", *(f"{name}={name}" for name in setup.names),
-            "--ts-config", str(setup.folder / "config.properties"), "--disable-token-auth",
-            "--no-config-snapshots",
-            "--log-config", str(setup.folder / "log4j2.xml"),
-        ]  # fmt: skip
-
-
-_QUIET: Final = """<?xml version="1.0" encoding="UTF-8"?>
-<Configuration><Appenders><Console name="c"><PatternLayout pattern="%d %p %c - %m%n"/></Console></Appenders>
-<Loggers><Root level="warn"><AppenderRef ref="c"/></Root></Loggers></Configuration>
-"""
-"""By itself it writes ten lines per request."""
 
 
 class FastApi(Peer):
@@ -535,8 +300,7 @@ CLOCKWORK: Final = Clockwork()
 PEERS: Final[dict[str, Peer]] = {
     one.name: one
     for one in (
-        CLOCKWORK, Triton(), Mosec(), RayServe(), BentoMl(), LitServe(), KServe(), MlServer(), TorchServe(),
-        FastApi(),
+        CLOCKWORK, Triton(), RayServe(), FastApi(),
     )
 }  # fmt: skip
 """By name."""

@@ -17,11 +17,11 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
+from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, ModelInferRequest
 from comparison.peers.loads import EMULATED, names
 from comparison.peers.measure import Serving
-from comparison.peers.peer import HOST
+from comparison.peers.peer import HOST, Floats
 from comparison.peers.record import NS_PER_MS
-from comparison.peers.servers import METHOD, grpc_request
 from comparison.promises.question import Figures, Question, Row, Runs, at_most, column
 from comparison.promises.rejections import message
 from comparison.promises.rig import NUMBERED, Rig, executions, log_of, numbered, started
@@ -35,6 +35,7 @@ RATE: Final = 200
 SECONDS: Final = 20
 SLACK_NS: Final = 20_000_000
 CHANNELS: Final = 4
+METHOD: Final = f"/{INFERENCE_SERVICE}/ModelInfer"
 GRACE_S: Final = 3.0
 """After the last one: what the server still does, it has done by then."""
 
@@ -154,9 +155,17 @@ def _asks(up: Serving, variant: str, repeat: int) -> list[Ask]:
         if variant == "http":
             sent = message(up, model, number, SLO_MS)
         else:
-            sent = grpc_request([model], numbered(up.x, number), slo_ms=SLO_MS).messages[model]
+            sent = grpc_message(model, numbered(up.x, number))
         found.append(Ask(number, at_ns, sent))
     return found
+
+
+def grpc_message(model: str, x: Floats) -> bytes:
+    """One row, as a raw tensor."""
+    message = ModelInferRequest(model_name=model, raw_input_contents=[x.tobytes()])
+    message.inputs.add(name="x", datatype="FP32", shape=[1, *x.shape[1:]])
+    message.parameters["slo_ms"].int64_param = SLO_MS
+    return bytes(message.SerializeToString())
 
 
 def told(ends: Sequence[End], began_ns: Mapping[int, int]) -> Figures:

@@ -158,13 +158,14 @@ def text(out: Path, questions: Sequence[Question]) -> str:
 
 
 def markdown(out: Path, questions: Sequence[Question]) -> str:
-    """For a page."""
+    """For a page: what has a goal."""
     parts = [f"Machine: {machine_line()}. Medians of the runs (least to most).", ""]
     for question, found in lines(out, questions):
+        judged = [line for line in found if line[1]]
         parts += [
             f"### {question.title}",
             "",
-            *(page_row(line) for line in (HEAD, ["---"] * len(HEAD), *found)),
+            *(page_row(line) for line in (HEAD, ["---"] * len(HEAD), *judged)),
             "",
         ]
     return "\n".join(parts)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -14,29 +12,27 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from benchmarks.gateway_balance import split_of
 from benchmarks.wakeup_lateness import Phase, Probe, less
 from clockwork_serve.telemetry import Histogram
-from harness.lean_load import LATE_NS, Generator, Plan, connected
+from harness.lean_load import LATE_NS, Generator, Plan
 from tests.timing import Timing
 
-ANSWER = "HTTP/1.1 {} X\r\nContent-Length: 2\r\nClockwork-Request-Id: gateway-{}-1f-7\r\n\r\nok"
+ANSWER = "HTTP/1.1 {} X\r\nContent-Length: 2\r\n\r\nok"
 
 
 @contextmanager
 def server(*, status: int = 200, body: int = 0, early: bool = False) -> Iterator[int]:
-    """Connections belong to gateway 0, 1, 0, 1 ...; ``early`` ones answer before they read a body."""
-    numbers = itertools.count()
+    """``early``: it answers before it reads a body."""
     ready = threading.Event()
     made: list[tuple[int, Callable[[], object]]] = []
     writers: list[asyncio.StreamWriter] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        number, first = next(numbers) % 2, True
+        first = True
         writers.append(writer)
         try:
             while await reader.readuntil(b"\r\n\r\n"):
-                answer = ANSWER.format(200 if first else status, number).encode()
+                answer = ANSWER.format(200 if first else status).encode()
                 first = False
                 if early:
                     writer.write(answer)
@@ -80,16 +76,11 @@ def plan(port: int, folder: Path, **fields: object) -> Plan:
     return Plan(host="127.0.0.1", port=port, message=str(file), **(settings | fields))
 
 
-@pytest.mark.parametrize("own_streams", [False, True])
-def test_every_request_is_counted_by_its_end_and_by_who_answered(
-    tmp_path: Path, *, own_streams: bool
-) -> None:
-    with server() as port, closing(Generator(plan(port, tmp_path, own_streams=own_streams))) as generator:
-        assert generator.started.connections == {"gateway-0": 2, "gateway-1": 2}
+def test_every_request_is_counted_by_its_end(tmp_path: Path) -> None:
+    with server() as port, closing(Generator(plan(port, tmp_path))) as generator:
         found = generator.result()
     assert 75 < found.asked < 250
     assert found.ends == {200: found.asked}
-    assert sum(found.by_gateway.values()) == found.asked
     assert sorted(found.latency_ns) == found.latency_ns
     assert found.latency_ns[0] > 400_000
 
@@ -114,23 +105,6 @@ def test_large_requests_are_sent_whole_even_if_refused_before_that(tmp_path: Pat
     ):
         found = generator.result()
     assert found.ends == {429: found.asked}
-
-
-def test_connections_are_picked_until_each_gateway_has_its_part(tmp_path: Path) -> None:
-    with server() as port:
-        wanted = plan(port, tmp_path, split=(3, 1))
-        connections = connected(wanted, Path(wanted.message).read_bytes())
-        assert Counter(one.gateway for one in connections) == {"gateway-0": 3, "gateway-1": 1}
-        for one in connections:
-            one.socket.close()
-
-
-def test_splits_add_up_and_an_even_one_is_even() -> None:
-    assert split_of("even", 4, 10, 1) == (2, 2, 3, 3)
-    assert split_of("as they fall", 4, 10, 1) == ()
-    hashed = {split_of("as hashed", 2, 16, seed) for seed in range(20)}
-    assert all(sum(split) == 16 for split in hashed)
-    assert len(hashed) > 3
 
 
 def test_what_came_in_between_is_a_difference() -> None:

@@ -75,14 +75,6 @@ def test_over_http_the_body_is_a_file_and_the_model_is_in_the_path(tmp_path: Pat
     assert (pairs["--seed"], pairs["--cores"]) == ("3", "1")
 
 
-def test_over_grpc_the_inputs_are_a_file(tmp_path: Path) -> None:
-    command = record.command(PEERS["kserve"], setup(tmp_path), Path("a.toml"), X, seed=1, core=1)
-
-    pairs = dict(pairwise(command))
-    assert (pairs["--protocol"], pairs["--url"]) == ("grpc", "127.0.0.1:9001")
-    assert np.load(pairs["--input-data"]).tolist() == X.tolist()
-
-
 def test_ends_are_understood_as_the_server_means_them() -> None:
     ends = [(Kind.OPEN, ""), (Kind.ANSWERED, ""), (Kind.REJECTED, "503 Request timeout expired")]
 

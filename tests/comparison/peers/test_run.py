@@ -32,7 +32,7 @@ from harness.launch import adopt
 from harness.process_tree import Server, cpu_s, pss_bytes
 
 
-def measured(server: str = "mosec", in_time: float = 10.0, **more: Any) -> dict[str, Any]:
+def measured(server: str = "ray_serve", in_time: float = 10.0, **more: Any) -> dict[str, Any]:
     figures = {
         "in_time_per_s": in_time, "in_time_share": 0.5, "asked_per_s": 20.0, "asked": 100, "p50_ms": 1.0,
         "p99_ms": None, "no_p99_ms": 2.0, "late": 0, "none": 0,
@@ -54,8 +54,8 @@ def test_servers_take_turns_and_each_repeat_begins_with_another() -> None:
 
 
 def test_what_is_done_is_not_done_again_and_what_failed_is(tmp_path: Path) -> None:
-    path = result_path(tmp_path, Point("mosec", LOADS["gpu_one"], 2))
-    assert path == tmp_path / "results" / "gpu_one" / "mosec-2.json"
+    path = result_path(tmp_path, Point("ray_serve", LOADS["gpu_one"], 2))
+    assert path == tmp_path / "results" / "gpu_one" / "ray_serve-2.json"
     assert not done(path)
     for status, is_done in (("failed", False), ("left out", True), ("measured", True)):
         write_result(path, {"status": status})
@@ -73,23 +73,23 @@ def test_what_others_disturbed_is_done_again_if_that_is_wanted(tmp_path: Path) -
 
 def test_an_unknown_load_is_named() -> None:
     with pytest.raises(Failed, match="found nosuch"):
-        chosen(Namespace(servers=["mosec"], loads="nosuch", short=False))
+        chosen(Namespace(servers=["ray_serve"], loads="nosuch", short=False))
 
 
 def test_a_table_shows_medians_and_who_was_not_measured() -> None:
     found = [
         measured(in_time=1.0), measured(in_time=3.0), measured(in_time=2.0, noise=["others"]),
         measured("triton", 9.0),
-        {"status": "failed", "server": "kserve", "load": "gpu_one", "repeat": 1, "why": "it ended\nlong"},
+        {"status": "failed", "server": "fastapi_ort", "load": "gpu_one", "why": "it ended\nlong"},
     ]  # fmt: skip
     facts = {"machine": "a machine", "servers": {}}
     text = table.markdown(table.summarised(found), facts)
     lines = [line for line in text.splitlines() if line.startswith("| ")]
 
     assert lines[2].startswith("| triton | 1 | 9.0 |")
-    assert lines[3].startswith("| mosec | 3, 1 disturbed | 2.0 (1.0 to 3.0) | 50.0 |")
-    assert "kserve: not measured: it ended" in text
-    assert "| kserve" not in text
+    assert lines[3].startswith("| ray_serve | 3, 1 disturbed | 2.0 (1.0 to 3.0) | 50.0 |")
+    assert "fastapi_ort: not measured: it ended" in text
+    assert "| fastapi_ort" not in text
 
 
 def test_loads_are_those_that_were_called_for_or_that_requests_caused() -> None:
@@ -103,12 +103,12 @@ def test_loads_are_those_that_were_called_for_or_that_requests_caused() -> None:
 
 
 def test_tables_are_written_beside_the_results_and_into_a_page(tmp_path: Path) -> None:
-    write_result(tmp_path / "results" / "gpu_one" / "mosec-1.json", measured())
+    write_result(tmp_path / "results" / "gpu_one" / "ray_serve-1.json", measured())
     told = {
         "version": "1", "onnxruntime": "2", "licence": "MIT", "configured": "well", "source": "https://x",
         "note": "slow",
     }  # fmt: skip
-    (tmp_path / "facts.json").write_text(json.dumps({"machine": "m", "servers": {"mosec": told}}))
+    (tmp_path / "facts.json").write_text(json.dumps({"machine": "m", "servers": {"ray_serve": told}}))
     page = tmp_path / "page.md"
     page.write_text("before\n{}\nold\n{}\nafter\n".format(*report.MARKS))
     table.write(tmp_path, page)
@@ -116,9 +116,9 @@ def test_tables_are_written_beside_the_results_and_into_a_page(tmp_path: Path) -
     assert "old" not in page.read_text()
     assert page.read_text().startswith("before\n")
     assert page.read_text().endswith("\nafter\n")
-    assert "| mosec | 1 | 2 | MIT | [well](https://x) | slow |" in page.read_text()
+    assert "| ray_serve | 1 | 2 | MIT | [well](https://x) | slow |" in page.read_text()
     written = json.loads((tmp_path / "table.json").read_text())
-    assert written["loads"]["gpu_one"]["mosec"]["columns"]["in_time_per_s"]["median"] == 10
+    assert written["loads"]["gpu_one"]["ray_serve"]["columns"]["in_time_per_s"]["median"] == 10
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import threading
 from collections.abc import Iterator
@@ -13,12 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clockwork_serve.oip.protobuf import ModelInferRequest, ModelInferResponse
 from comparison.peers import measure, record, served
 from comparison.peers.install import requirements
 from comparison.peers.loads import EMULATED, Load
 from comparison.peers.peer import Answer, Floats, Setup, differs
-from comparison.peers.servers import PEERS, form, grpc_output, http_output
+from comparison.peers.servers import PEERS, http_output
 
 X: Floats = np.arange(4, dtype=np.float32).reshape(1, 4)
 
@@ -38,14 +36,8 @@ def test_it_is_told_the_inputs_as_they_are(name: str, tmp_path: Path) -> None:
     asked = PEERS[name]
     request = asked.request(setup(tmp_path), X)
 
-    if asked.protocol == "grpc":
-        assert set(request.messages) == {"m-0000", "m-0001"}
-        message = ModelInferRequest.FromString(request.messages["m-0001"])
-        assert message.model_name == "m-0001"
-        assert message.raw_input_contents[0] == X.tobytes()
-    else:
-        assert request.path.count("{model}") == 1
-        assert X.tobytes() in request.body or base64.b64encode(X.tobytes()) in request.body
+    assert request.path.count("{model}") == 1
+    assert X.tobytes() in request.body
 
 
 @pytest.mark.parametrize("name", PEERS)
@@ -62,7 +54,7 @@ def test_it_says_how_it_is_configured_and_who_advises_that(name: str) -> None:
         assert "onnxruntime==1.32.0" in pinned
 
 
-@pytest.mark.parametrize("name", sorted({*PEERS} - {"torchserve", "triton"}))
+@pytest.mark.parametrize("name", sorted({*PEERS} - {"triton"}))
 def test_its_command_needs_nothing_that_is_installed(name: str, tmp_path: Path) -> None:
     command = PEERS[name].command(setup(tmp_path))
 
@@ -75,28 +67,18 @@ def test_what_is_not_installed_says_how_to_install_it(
 ) -> None:
     monkeypatch.setattr("comparison.peers.peer.INSTALLED", tmp_path)
 
-    assert "install mosec" in PEERS["mosec"].why_not()
+    assert "install ray_serve" in PEERS["ray_serve"].why_not()
 
 
 def test_who_listens_everywhere_is_refused_without_a_network_of_its_own(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("comparison.peers.peer.INSTALLED", tmp_path)
-    (tmp_path / "kserve").mkdir()
-    (tmp_path / "kserve" / ".set-up").touch()
+    (tmp_path / "ray_serve").mkdir()
+    (tmp_path / "ray_serve" / ".set-up").touch()
 
-    assert PEERS["kserve"].why_not(isolated=True) == ""
-    assert "all interfaces" in PEERS["kserve"].why_not(isolated=False)
-
-
-def test_a_process_per_model_is_not_for_a_hundred(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("comparison.peers.peer.INSTALLED", tmp_path)
-    (tmp_path / "mosec").mkdir()
-    (tmp_path / "mosec" / ".set-up").touch()
-    many = setup(tmp_path, models={f"m-{row}": 0.0 for row in range(100)})
-
-    assert PEERS["mosec"].why_not(setup(tmp_path)) == ""
-    assert "100 models" in PEERS["mosec"].why_not(many)
+    assert PEERS["ray_serve"].why_not(isolated=True) == ""
+    assert "all interfaces" in PEERS["ray_serve"].why_not(isolated=False)
 
 
 def test_clockwork_is_told_the_deadline_and_no_durations(tmp_path: Path) -> None:
@@ -143,29 +125,6 @@ def test_an_answer_of_the_binary_extension_is_read() -> None:
     assert http_output(answer).tolist() == [0, 1, 2, 3]
 
 
-def test_an_answer_over_grpc_is_read_raw_or_typed() -> None:
-    raw = ModelInferResponse(raw_output_contents=[X.tobytes()])
-    typed = ModelInferResponse()
-    typed.outputs.add(name="y", datatype="FP32", shape=[1, 4]).contents.fp32_contents.extend([0, 1, 2, 3])
-
-    for message in (raw, typed):
-        assert grpc_output(Answer(200, {}, message.SerializeToString())).tolist() == [0, 1, 2, 3]
-
-
-def test_an_answer_of_base64_is_read() -> None:
-    body = json.dumps([base64.b64encode(X.tobytes()).decode()]).encode()
-
-    assert PEERS["bentoml"].output(Answer(200, {}, body)).tolist() == [0, 1, 2, 3]
-
-
-def test_a_form_holds_the_bytes_between_its_boundaries() -> None:
-    content_type, body = form("x", b"1234")
-    boundary = content_type.partition("boundary=")[2].encode()
-
-    assert body.startswith(b"--" + boundary + b"\r\n")
-    assert body.endswith(b"\r\n\r\n1234\r\n--" + boundary + b"--\r\n")
-
-
 def test_an_answer_differs_by_its_worst_number_and_by_its_size() -> None:
     assert differs(np.array([1, 2.2], np.float32), np.array([1, 2], np.float32)) == pytest.approx(0.1)
     assert differs(np.zeros(3, np.float32), np.zeros(4, np.float32)) == float("inf")
@@ -207,14 +166,14 @@ RIGHT: Floats = np.stack([X[0], X[0] + 1])
 def test_right_answers_of_all_models_are_right(echo: ThreadingHTTPServer, tmp_path: Path) -> None:
     given = setup(tmp_path, port=echo.server_port)
 
-    assert measure.check(PEERS["mosec"], given, X, RIGHT) == measure.Checked(0.0, ())
+    assert measure.check(PEERS["fastapi_ort"], given, X, RIGHT) == measure.Checked(0.0, ())
 
 
 def test_the_answer_of_another_model_is_wrong(echo: ThreadingHTTPServer, tmp_path: Path) -> None:
     given = setup(tmp_path, port=echo.server_port)
 
     with pytest.raises(measure.WrongAnswer, match="m-0001 differs"):
-        measure.check(PEERS["mosec"], given, X, np.stack([X[0], X[0]]))
+        measure.check(PEERS["fastapi_ort"], given, X, np.stack([X[0], X[0]]))
 
 
 def test_one_that_refuses_is_named_and_if_all_do_nothing_can_be_measured(
@@ -222,11 +181,11 @@ def test_one_that_refuses_is_named_and_if_all_do_nothing_can_be_measured(
 ) -> None:
     given = setup(tmp_path, port=echo.server_port)
     echo.refused.add("/m-0000")  # type: ignore[attr-defined]
-    assert measure.check(PEERS["mosec"], given, X, RIGHT).silent == ("m-0000",)
+    assert measure.check(PEERS["fastapi_ort"], given, X, RIGHT).silent == ("m-0000",)
 
     echo.refused.add("/m-0001")  # type: ignore[attr-defined]
     with pytest.raises(measure.WrongAnswer, match="no model answered; the last said 503"):
-        measure.check(PEERS["mosec"], given, X, RIGHT)
+        measure.check(PEERS["fastapi_ort"], given, X, RIGHT)
 
 
 @pytest.mark.system
@@ -238,7 +197,7 @@ def test_a_load_is_played_and_its_record_says_what_became_of_it(
     scenario = tmp_path / "short.toml"
     scenario.write_text(Load("short", "short", [("m", EMULATED, 2)], [requests], 2, 0.5).text)
     echo.refused.add("/m-0001")  # type: ignore[attr-defined]
-    asked, given = PEERS["mosec"], setup(tmp_path, port=echo.server_port)
+    asked, given = PEERS["fastapi_ort"], setup(tmp_path, port=echo.server_port)
     played = record.play(asked, given, scenario, X, seed=1, core=0)
     found = record.figures(played)
 

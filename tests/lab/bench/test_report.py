@@ -1,17 +1,14 @@
-"""Numbers of a report from records that are known, its words, its page, and its file of records."""
+"""Numbers of a report from records that are known, its words, and its file of records."""
 
 from __future__ import annotations
 
 import struct
-from html.parser import HTMLParser
 from pathlib import Path
-from xml.etree import ElementTree as ET
 
 import msgspec
 import numpy as np
 import pytest
 
-from clockwork_lab.bench.html import page
 from clockwork_lab.bench.records import FIRST_ENDS, End, Kind, Records, head_of, read_records, write_records
 from clockwork_lab.bench.report import BenchReport, closing_lines, group_rows
 from clockwork_serve.errors import ConfigError
@@ -80,35 +77,7 @@ def test_what_was_cut_in_the_warm_up_says_when_and_claims_nothing(tmp_path: Path
 def test_a_run_without_a_request_is_still_a_report(tmp_path: Path) -> None:
     found = report(tmp_path, records())
     assert (found.total.offered, found.valid, found.answers_curve) == (0, True, None)
-    page(found)
     group_rows(found.models)
-
-
-class Links(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[tuple[str, str]] = []
-        self.pictures = 0
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.pictures += tag == "svg"
-        self.found += [(tag, name) for name, _ in attrs if name in ("src", "href", "srcset", "onload")]
-        if tag in ("script", "link", "img", "iframe"):
-            self.found.append((tag, ""))
-
-
-def test_the_page_needs_nothing_else_and_says_what_servers_say_as_text(tmp_path: Path) -> None:
-    text = page(report(tmp_path, ALL))
-    links = Links()
-    links.feed(text)
-    assert links.found == []
-    assert links.pictures == 3
-    assert "<b>queue_full" not in text
-    assert "&lt;b&gt;queue_full" in text
-    assert "INVALID" in text
-    for picture in text.split("<svg")[1:]:
-        ET.fromstring("<svg" + picture.split("</svg>")[0] + "</svg>")
-    assert "nan" not in text.lower().replace("finance", "")
 
 
 def test_the_report_is_json(tmp_path: Path) -> None:

@@ -25,9 +25,9 @@ LAX = ("--max-lateness-ms", "60000", "--drain", "10")
 
 
 def test_one_screen_tells_all_and_files_hold_the_same(tmp_path: Path, cli: Cli) -> None:
-    files = [str(tmp_path / name) for name in ("out.json", "out.html", "out.record")]
+    files = [str(tmp_path / name) for name in ("out.json", "out.record")]
     with scripted(lambda number, model: (429, "queue_full") if number % 4 == 0 else "ok") as played:
-        reports = ("--json", files[0], "--html", files[1], "--record", files[2])
+        reports = ("--json", files[0], "--record", files[1])
         said = cli("bench", written(tmp_path), "--url", played.url, *LAX, *reports)
     assert "75.000\N{NO-BREAK SPACE}%" in said.out
     assert "429 queue_full" in said.out
@@ -35,8 +35,7 @@ def test_one_screen_tells_all_and_files_hold_the_same(tmp_path: Path, cli: Cli) 
     assert "offered" in said.err
     found = json.loads(Path(files[0]).read_bytes())
     assert (found["total"]["good"], found["total"]["rejected"]) == (75, 25)
-    assert "<svg" in Path(files[1]).read_text()
-    head, records = read_records(Path(files[2]))
+    head, records = read_records(Path(files[1]))
     assert (head.models, records.table.size) == (("m",), 100)
     assert np.count_nonzero(records.table["end"] == 1) == 75
 
@@ -98,7 +97,7 @@ def test_interrupted_it_drains_and_shows_what_was_measured(tmp_path: Path, text:
         (("--url", "h:1", "--processes", "0"), 2, "0 is not in the range"),
         (("--url", "h:1", "--api-key-file", "nowhere"), 2, "api_key_file: expected a file that holds"),
         (("--url", "h:1", "--json", "nowhere/x"), 2, "json: expected a file in a folder that exists"),
-        (("--url", "h:1", "--html", "nowhere/x"), 2, "html: expected a file in a folder that exists"),
+        (("--url", "h:1", "--record", "nowhere/x"), 2, "record: expected a file in a folder that exists"),
         (("--url", "h:1", "--trace-dir", "nowhere"), 2, "trace_dir: expected a folder of trace files"),
         (("--url", "h:1", "--duration", "-1"), 2, "-1.0 is not in the range"),
         (("--url", "grpcs://h:1", "--protocol", "grpc", "--ca", "nowhere"), 2, "ca: expected a file of"),

@@ -48,8 +48,6 @@ def test_json_goes_to_a_file(tmp_path: Path, cli: Cli):
         (["fig5", "--out", "/proc/none"], "out: expected a folder"),
         (["fig5", "--seed", "-1"], "--seed"),
         (["fig5", "--policy", "none"], "policy: expected one of default, paper"),
-        (["fig5", "--real"], "real: expected fig9 --real"),
-        (["fig9", "--seconds", "5"], "real: expected fig9 --real"),
         ([], "FIGURE"),
     ],
 )

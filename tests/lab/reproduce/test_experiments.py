@@ -7,7 +7,6 @@ from functools import cache
 import pytest
 
 from clockwork_lab.reproduce import NAMES, experiment
-from clockwork_lab.reproduce.fig11 import fig11_virtual
 from clockwork_lab.reproduce.figure import Figure, Series, SeriesRole
 from clockwork_lab.reproduce.run import FigureRun
 
@@ -18,9 +17,7 @@ SIMULATED = ("fig5", "fig6", "fig7", "fig8", "fig9", "fig11")
 
 @cache
 def made(name: str) -> Figure:
-    # What runs in real time starts processes; test_fig11_real has that.
-    make = fig11_virtual if name == "fig11" else experiment(name)
-    return make(FigureRun(seed=1, short=True))
+    return experiment(name)(FigureRun(seed=1, short=True))
 
 
 def series(figure: Figure, panel: str, role: SeriesRole) -> Series:

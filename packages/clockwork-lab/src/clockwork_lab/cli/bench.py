@@ -92,11 +92,10 @@ _HEADER = re.compile(r"(?P<name>[!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(?P<value>[\x
 )  # fmt: skip
 @traces_option
 @output_option("json", "Write the numbers as JSON to FILE; - is standard output.")
-@output_option("html", "Write a page with plots to FILE.")
 @output_option("record", "Write the outcome of every request to FILE.")
 @click.option("--quiet", is_flag=True, help="Show nothing while it runs.")
 def bench(
-    *, scenario: str, json_file: str | None, html_file: str | None, record_file: str | None, quiet: bool,
+    *, scenario: str, json_file: str | None, record_file: str | None, quiet: bool,
     **given: Any,
 ) -> int:  # fmt: skip
     """Send the requests of SCENARIO to a server and report which responses came in time.
@@ -104,7 +103,6 @@ def bench(
     Latency counts from when a request was due, even if the server or this program was busy then. Exit codes:
     0; 1 if the run is INVALID because requests were sent late; 130 after Ctrl-C, with what was measured.
     """
-    from clockwork_lab.bench.html import page
     from clockwork_lab.bench.plan import make_plan
     from clockwork_lab.bench.run import run, write
     from clockwork_lab.cli.bench_screen import bench_screen
@@ -117,8 +115,6 @@ def bench(
     if json_file != STDOUT:
         _show(made)
     write_output(json_file, made.to_json())
-    if html_file is not None:
-        write_output(html_file, page(made).encode())
     if record_file is not None:
         write(plan, ran, Path(record_file))
         note(f"wrote {record_file}")

@@ -44,20 +44,9 @@ _FOLDER = "figures"
     "--policy", "policies", multiple=True, metavar="NAME",
     help="Compare this policy too, in fig5 to fig9 and fig11; may be repeated.",
 )  # fmt: skip
-@click.option(
-    "--real", is_flag=True, help="fig9 in real time: real processes and sockets, emulated devices; an hour."
-)
-@click.option(
-    "--seconds", type=click.FloatRange(min=1), metavar="S",
-    help="Length of a run in real time, after a warm-up as long, a minute at most. [default: 3600]",
-)  # fmt: skip
-@click.option(
-    "--rate", "rate_rps", type=click.FloatRange(min=1), metavar="RPS",
-    help="Requests/s of a run in real time. [default: 5600]",
-)  # fmt: skip
-def reproduce(  # noqa: PLR0913 - one parameter for each option
+def reproduce(
     *, figure: str, json_file: str | None, out: str | None, seed: int, short: bool,
-    policies: tuple[str, ...], real: bool, seconds: float | None, rate_rps: float | None,
+    policies: tuple[str, ...],
 ) -> int:  # fmt: skip
     """Reproduce a figure of the Clockwork paper: fig2, fig5, ..., fig11, or all.
 
@@ -72,27 +61,18 @@ def reproduce(  # noqa: PLR0913 - one parameter for each option
     for policy in policies:
         if not is_policy(policy):
             raise unknown_policy(policy)
-    if (real or seconds or rate_rps) and not (real and figure == "fig9"):
-        raise ConfigError(f"real: expected fig9 --real with --seconds or --rate; found {figure!r}")
     chosen = NAMES if figure == ALL else (figure,)
     folder = Path(out) if out is not None else None if json_file is not None else Path(_FOLDER)
     if folder is not None:
         check_folder(folder)
     figures = []
     for name in chosen:
-        make = _real(seconds, rate_rps) if real else experiment(name)
-        made = _make(make, name, seed, short=short, quiet=json_file == STDOUT, policies=policies)
+        made = _make(experiment(name), name, seed, short=short, quiet=json_file == STDOUT, policies=policies)
         figures.append(made)
         _show(made, folder, quiet=json_file == STDOUT)
     bodies = [made.to_json() for made in figures]  # one as an object, several as an array
     write_output(json_file, bodies[0] if len(bodies) == 1 else b"[\n" + b",\n".join(bodies) + b"\n]")
     return 0
-
-
-def _real(seconds: float | None, rate_rps: float | None) -> Callable[[FigureRun], Figure]:
-    from clockwork_lab.reproduce.fig9_real import fig9_real
-
-    return lambda run: fig9_real(run, seconds, rate_rps)
 
 
 def _make(

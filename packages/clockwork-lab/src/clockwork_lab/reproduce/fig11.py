@@ -1,7 +1,4 @@
-"""Fig 11: goodput through one controller as emulated workers are added, on virtual time and in real time.
-
-The real-time part is in ``fig11_real``.
-"""
+"""Fig 11: goodput through one controller as emulated workers are added, on virtual time."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import time
 
 from msgspec import Struct, structs
 
-from clockwork_lab.reproduce import fig11_real
 from clockwork_lab.reproduce.fig9 import FUNCTIONS, SLO_MS, model_sets
 from clockwork_lab.reproduce.figure import Figure, Panel, PaperClaim, SeriesRole, curve, value
 from clockwork_lab.reproduce.players import Player, named, players, soloists
@@ -44,19 +40,6 @@ class Reached(Struct, frozen=True):
 
 
 def fig11(run: FigureRun) -> Figure:
-    """Every policy on virtual time; the last one, which is ours, in real time."""
-    virtual = fig11_virtual(run)
-    ours = _as_published(players((CAP,))[-1])
-    real = fig11_real.measure(run, ours)
-    return structs.replace(
-        virtual, title="goodput through one controller, emulated workers, virtual and real time",
-        setup={**virtual.setup, "in real time": fig11_real.experiment(run, ours)},
-        panels=(*virtual.panels, *fig11_real.panels(real)),
-        claims=(*virtual.claims, *fig11_real.claims(real)), notes=(*virtual.notes, *fig11_real.NOTES),
-    )  # fmt: skip
-
-
-def fig11_virtual(run: FigureRun) -> Figure:
     """Every number of workers under every policy, at the authors' largest batch."""
     workers = SHORT_WORKERS if run.short else WORKERS
     step_s = SHORT_STEP_S if run.short else STEP_S

@@ -51,10 +51,9 @@ from clockwork_serve.units import KIB, MIB
 # Balancing of connections between the gateways that share a port: each is passed to the one with the fewest.
 #
 # The kernel distributes them by a hash, without counting: of 16 connections, one of two gateways gets 10 or
-# more almost every second time. (benchmarks.gateway_balance --gateways 2 --connections 16 --turns 0, twice 20
-# trials: 8 and 8 each time; without this 10 in the median, 12 at worst.) Passing takes a message between two
-# gateways, once in a connection's life. It does not delay a connection: one that no other gateway can receive
-# is kept. A gateway whose loop is stalled is passed none: it would neither read nor reject it.
+# more almost every second time. Passing takes a message between two gateways, once in a connection's life.
+# It does not delay a connection: one that no other gateway can receive is kept. A gateway whose loop is
+# stalled is passed none: it would neither read nor reject it.
 
 
 BEAT_S: Final = 0.25

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +14,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from clockwork_lab.reproduce.real_controller import ROW
+from benchmarks.past_saturation.processes import ROW
 from clockwork_serve.errors import ClockworkError
 from clockwork_serve.messages import Answer, Outcome, Release, Request
 from clockwork_serve.oip import InputTensor
 from clockwork_serve.serve.gateway.controller_link import GatewayLink, LinkListener, local_connector
 from clockwork_serve.serve.gateway.requests import Slots
 from clockwork_serve.units import MIB, NS_PER_S
-from clockwork_serve.workload.stream import Workload
 
 NAME: Final = "gateway-0"
 READY_S, TICK_S = 10.0, 0.001
@@ -33,19 +32,16 @@ ANSWER_S: Final = 5.0  # how long responses are awaited after the last request w
 class Accounting:
     """The outcomes of the requests of one step. One is ``good`` if it is OK and received by the deadline.
 
-    ``late``: OK after the deadline (``overdue``, by the clock of this process), or expired. ``broken``: not
-    served though it was promised. ``cold``: weights were loaded for it. ``unanswered`` and ``twice``: never.
+    ``late``: OK after the deadline, by the clock of this process, or expired. ``unanswered`` and ``twice``:
+    never.
     """
 
     offered: int = 0
     good: int = 0
     late: int = 0
-    overdue: int = 0
     rejected: int = 0
     by_summary: int = 0  # of ``rejected``: those that the controller's summary showed to be hopeless
     failed: int = 0
-    broken: int = 0
-    cold: int = 0
     unanswered: int = 0
     twice: int = 0
     behind_s: float = 0.0  # how late a request was sent at most, if this process could not keep up
@@ -105,35 +101,6 @@ class Requests:
         await self._send_in_time(due_ns.tolist(), models, time.monotonic_ns())
         await self._answered()
         return self.accounting
-
-    async def follow(
-        self, workload: Workload, bucket_ns: int, began: Callable[[int], None]
-    ) -> list[Accounting]:
-        """Send all requests of a workload, whose models are ours; the accounting of each stretch of time.
-
-        ``began`` is called with the number of each stretch before its requests are sent. Raises
-        :class:`ClockworkError` if the controller ends.
-        """
-        found: list[Accounting] = []
-        blocks = workload.open()
-        block = next(blocks, None)
-        start_ns = time.monotonic_ns()
-        while block is not None:
-            # The next block takes as long to draw as many requests wait.
-            coming = asyncio.create_task(asyncio.to_thread(next, blocks, None))
-            first = 0
-            while first < len(block.times_ns):
-                bucket = block.times_ns[first] // bucket_ns
-                while len(found) <= bucket:
-                    began(len(found))
-                    self.accounting = Accounting()
-                    found.append(self.accounting)
-                end = bisect_left(block.times_ns, (bucket + 1) * bucket_ns, first)
-                await self._send_in_time(block.times_ns[first:end], block.models[first:end], start_ns)
-                first = end
-            block = await coming
-        await self._answered()
-        return found
 
     async def close(self) -> None:
         """Close the link and free the tensors' memory."""
@@ -201,20 +168,15 @@ class Requests:
         deadline_ns, slot, accounting = found
         in_time = time.monotonic_ns() <= deadline_ns
         self._link.note_delivered(answer.request_id, in_time=in_time)
-        accounting.cold += answer.cold
         match answer.outcome:
             case Outcome.OK if in_time:
                 accounting.good += 1
-            case Outcome.OK:
-                accounting.late += 1
-                accounting.overdue += 1
-            case Outcome.EXPIRED:
+            case Outcome.OK | Outcome.EXPIRED:
                 accounting.late += 1
             case Outcome.REJECTED:
                 accounting.rejected += 1
             case _:
                 accounting.failed += 1
-        accounting.broken += answer.promised and answer.outcome is not Outcome.OK
         self._ended()
         if answer.release:
             self._free.append(slot)

@@ -47,10 +47,6 @@ class Processes(Struct, frozen=True):
     controller: int
     workers: tuple[int, ...]
 
-    def each_cpu_s(self) -> tuple[float, ...]:
-        """Seconds of CPU that the controller, each worker and this process have used."""
-        return *map(_process_s, (self.controller, *self.workers)), time.process_time()
-
     def cpu_s(self) -> tuple[float, float, float]:
         """Seconds of CPU that the controller, all workers and this process have used."""
         return _process_s(self.controller), sum(map(_process_s, self.workers)), time.process_time()

@@ -18,8 +18,8 @@ from typing import Final
 import numpy as np
 import uvloop
 
-from clockwork_lab.reproduce.real_controller import Processes, processes
-from clockwork_lab.reproduce.real_requests import Accounting, Requests
+from benchmarks.past_saturation.processes import Processes, processes
+from benchmarks.past_saturation.requests import Accounting, Requests
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.units import ms
 from harness.report import Outcome, finish, parser, percent, table

@@ -1,0 +1,1 @@
+"""More requests than the controller can process: the goodput left (``__main__``)."""
