@@ -14,7 +14,6 @@ from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Answer, Outcome, Request
 from clockwork_serve.telemetry import Journal, head_of, read_journal, refusals_path
 from clockwork_serve.units import NS_PER_S
-from clockwork_serve.workload.traffic import open_traffic
 from clockwork_serve.workload.transcript import TrafficChanges
 from tests.apps.scenarios import SURGE, written
 from tests.sim.journals import written as seed_journal
@@ -144,24 +143,6 @@ def test_a_log_is_a_scenario_of_named_models(tmp_path: Path) -> None:
         (NS_PER_S // 2, "densenet121", 30_000_000),
     ]
     assert made.unprofiled == []
-
-
-def test_what_bench_recorded(tmp_path: Path) -> None:
-    np = pytest.importorskip("numpy")
-    records = pytest.importorskip("clockwork_lab.bench.records")
-    table = np.zeros(3, records.ROW)
-    table["scheduled_ns"], table["model"], table["slo_ns"] = [5, 10, 20], [1, 0, 1], [7_000_000] * 3
-    made = records.Records(table, (records.End(next(iter(records.Kind)), ""),))
-    head = records.head_of(
-        made, scenario="x", url="", seed=1, warmup_ns=0, end_ns=30, models=("a=x", "b=y"), loads=("people",)
-    )
-    records.write_records(tmp_path / "run.record", head, made)
-
-    requests = list(open_traffic(tmp_path / "run.record").requests())
-
-    assert [(one.at_ns, one.model, one.slo_ns, one.whose.load) for one in requests] == [
-        (5, "b", 7_000_000, "people"), (10, "a", 7_000_000, "people"), (20, "b", 7_000_000, "people"),
-    ]  # fmt: skip
 
 
 def test_an_end_leaves_nothing_behind(tmp_path: Path) -> None:

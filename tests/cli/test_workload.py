@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
-import socket
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
-from clockwork_serve.cli.entry import run
 from clockwork_serve.workload.scenario import read_scenario
 from tests.cli.commands import Cli
 from tests.sim.overload import journal_of
@@ -96,44 +91,3 @@ def test_models_without_a_profile_are_told_and_refused_where_a_zoo_is_named(fold
     wrote = cli("workload", "from", "calls.csv", "--out", "b.toml", "--zoo", "v100", code=2)
     assert "calls.csv:2: model: expected one that has a profile in v100" in wrote.err
     cli("workload", "from", "calls.csv", "--out", "c.toml", "--kind", "resnet50_v2")
-
-
-def test_a_real_prometheus_is_asked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    program = shutil.which("prometheus")
-    if program is None:
-        pytest.skip("no prometheus is installed")
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        port = one.getsockname()[1]
-    (folder / "prometheus.yml").write_text(
-        "global: {scrape_interval: 100ms, evaluation_interval: 100ms}\nrule_files: [rules.yml]\n"
-    )
-    (folder / "rules.yml").write_text(
-        "groups: [{name: g, rules: [{record: asked, expr: vector(50), labels: {model: resnet50_v2}}]}]\n"
-    )
-    options = [
-        "--config.file=prometheus.yml",
-        "--storage.tsdb.path=data",
-        f"--web.listen-address=127.0.0.1:{port}",
-    ]
-    with subprocess.Popen([program, *options], stderr=subprocess.DEVNULL) as server:
-        try:
-            made = _asked_until_it_answers(port, capsys)
-        finally:
-            server.terminate()
-
-    assert list(made["loads"]) == ["requests"]
-    assert made["requests"] > 0
-    assert read_scenario(folder / "prometheus.toml").loads[0].models == ("resnet50_v2",)
-
-
-def _asked_until_it_answers(port: int, capsys: pytest.CaptureFixture[str]) -> dict:
-    deadline = time.monotonic() + 50
-    while True:
-        now = time.time()
-        query = f"query=asked&start={now - 10:.3f}&end={now:.3f}&step=1"
-        code = run(["workload", "from", f"http://127.0.0.1:{port}/api/v1/query_range?{query}", "--json"])
-        shown = capsys.readouterr()
-        if code == 0:
-            return json.loads(shown.out)
-        assert time.monotonic() < deadline, shown.err
-        time.sleep(0.5)

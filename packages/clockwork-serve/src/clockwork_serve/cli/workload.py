@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -14,14 +12,12 @@ import click
 from clockwork_serve.cli.options import duration_ns, json_flag
 from clockwork_serve.cli.screen import INTERRUPTED, Progress, interruptible, note, say, show_json
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.units import MIB, NS_PER_S, counted, plain
+from clockwork_serve.units import NS_PER_S, counted, plain
 
 if TYPE_CHECKING:
     from clockwork_serve.workload.transcript import Burst, TrafficChanges, Transcript
 
 TIMES_MAX: Final = 1000.0
-FETCH_S: Final = 60.0
-FETCH_BYTES: Final = 256 * MIB
 _BURST: Final = re.compile(r"(.+)@(.+)\+(.+)")
 
 
@@ -66,25 +62,20 @@ def from_source(
 ) -> int:  # fmt: skip
     """Write SOURCE down as a scenario, for `clockwork simulate`, `plan` and `bench`.
 
-    SOURCE is a server's --journal, a recording of `clockwork bench`, an access log (common or combined
-    format), JSON lines, a CSV file of times, models and SLOs, a folder of ServeGen's clients, or what
-    Prometheus answers to a range query, as a file or a URL. What it does not tell is said.
+    SOURCE is a server's --journal, JSON lines, a CSV file of times, models and SLOs, or a folder of
+    ServeGen's clients. What it does not tell is said.
     """
     from clockwork_serve.apps.traffic import transcribe
     from clockwork_serve.workload.traffic import USUAL_PATHS
 
     changes = _changes(**asked)
     try:
-        with ExitStack() as stack:
-            path = Path(source)
-            if re.match(r"https?://", source):
-                path = _fetched(source, stack.enter_context(TemporaryDirectory()))
-            elif not path.exists():
-                raise ConfigError(f"source: expected a file, found none at {source}; correct the path")
-            files = path.iterdir() if path.is_dir() else [path]
-            total = 1 + (sum(file.stat().st_size for file in files) >> 20)
-            progress = stack.enter_context(Progress("reading", quiet=quiet or as_json))
-            stopped = stack.enter_context(interruptible())
+        path = Path(source)
+        if not path.exists():
+            raise ConfigError(f"source: expected a file, found none at {source}; correct the path")
+        files = path.iterdir() if path.is_dir() else [path]
+        total = 1 + (sum(file.stat().st_size for file in files) >> 20)
+        with Progress("reading", quiet=quiet or as_json) as progress, interruptible() as stopped:
 
             def tell(done: int) -> None:
                 progress.step(min(done >> 20, total), total, "MiB")
@@ -104,19 +95,6 @@ def from_source(
         for line in _told(made):
             say(line)
     return 0
-
-
-def _fetched(url: str, folder: str) -> Path:
-    """What a URL answers, such as that of a range query to Prometheus, in a file."""
-    from urllib.request import urlopen  # every command would pay for it: 20 ms
-
-    path = Path(folder) / "prometheus"
-    try:
-        with urlopen(url, timeout=FETCH_S) as answer:  # noqa: S310 - http or https, as the caller saw
-            path.write_bytes(answer.read(FETCH_BYTES))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"source: expected an answer from {url}, found {error}; correct the URL") from None
-    return path
 
 
 def _told(made: Transcript) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a user's own servers logged of their requests: logs, tables, JSON lines, rates, recordings of bench.
+"""What a user's own servers logged of their requests: tables, JSON lines, ServeGen's clients.
 
 Each source is read once, as a stream, and says afterwards what it could not tell. A journal is read by
 ``apps.traffic``, for it is above this package.
@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import math
 import re
-from calendar import timegm
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import unquote_to_bytes
 
 import msgspec
 import numpy as np
-from msgspec import Struct
 
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.units import NS_PER_S, counted, plain
 from clockwork_serve.workload.processes import Ints
-from clockwork_serve.workload.tables import MOST_RPS
 from clockwork_serve.workload.trace_files import header_of, instant, lines, seconds, slo_of, wrong
 
 USUAL_PATHS: Final = (
@@ -37,9 +33,8 @@ _TIMES: Final = ("timestamp", "time", "seconds", "ts", "@timestamp", "time_iso86
 _MODELS: Final = ("model", "model_name", "function", "func")
 _PATHS: Final = ("path", "uri", "request_uri", "url", "request")
 _SLOS: Final = ("slo_ms", "slo")
+_BARE_TIME: Final = re.compile(r"\d[\d.:tz+ -]*")
 NO_SLOS: Final = "SLOs are not told: --slo-ms gives one to all"
-_BENCH: Final = b"CWBENCH1"
-_ROWS: Final = 1 << 16
 _WALL_S: Final = 1e9  # seconds since 1970 are more than this, and those of a run less
 _MOST_ROW: Final = 64
 _MOST_NS: Final = 1 << 62
@@ -48,20 +43,14 @@ _MOST_RATE, _MOST_SHAPE = 2e4, 1e9
 _WINDOW_NS: Final = 600 * NS_PER_S
 _WINDOW: Final = re.compile(rb"\d+,[^,]*,[^,]*,(Gamma|Weibull|),[^,]*,[^,]*")
 _WINDOW_FIELDS: Final = 6
-_LOG: Final = re.compile(
-    rb"\S+ \S+ .*?\[(\d\d)/([A-Z][a-z][a-z])/(\d{4}):(\d\d):(\d\d):(\d\d) ([+-])(\d\d)(\d\d)\]"
-    rb" \"([^\"]*)\" \d{3}\b"
-)
-_MONTHS: Final = b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 
 
 class RequestClass(NamedTuple):
-    """What the requests of one load have in common; ``load`` is what the source calls it."""
+    """What the requests of one load have in common."""
 
     tenant: str = ""
     priority: int = 0
     decide_ns: int = -1
-    load: str = ""
 
 
 class LoggedRequest(NamedTuple):
@@ -218,7 +207,7 @@ class TableTraffic(_Lines):
         names = [name.strip(b" \"'").decode("utf-8", "replace").lower() for name in line.split(b",")]
         if _of(names, _TIMES) is not None:
             return number, names
-        if names[0][:1].isdigit() and len(names) <= 3:
+        if _BARE_TIME.fullmatch(names[0]) and len(names) <= 3:
             return 0, ["time", "model", "slo_ms"][: len(names)]
         raise wrong(
             self.path, number, "header", f"a column of times ({', '.join(_TIMES)})", line[:_MOST_ROW],
@@ -269,135 +258,6 @@ class JsonTraffic(_Lines):
             raise wrong(
                 self.path, number, "row", "an object in JSON", line[:_MOST_ROW], f"correct it ({error})"
             ) from None
-
-
-class LogTraffic(_Lines):
-    """An access log in the common or combined format, as nginx, Apache, Envoy's and others' are.
-
-    Its times are whole seconds, mostly of the responses; the requests of a second are spread over it evenly.
-    """
-
-    def requests(self) -> Iterator[LoggedRequest]:
-        """All lines that are requests for a model."""
-        self.wall, self._slos = True, False
-        held: list[LoggedRequest] = []
-        for number, line in self._lines():
-            match = _LOG.match(line)
-            if match is None:
-                self._lose("line in another form than an access log has", number)
-                continue
-            *when, asked = match.groups()
-            named = self._in_path(asked)
-            if named is None:
-                self._lose("line without a model in its path (health, metadata, ...)", number)
-                continue
-            request = LoggedRequest(number, self._second(number, when), self._named(number, named))
-            if held and request.at_ns != held[0].at_ns:
-                yield from _spread(held)
-                held = []
-            held.append(request)
-        yield from _spread(held)
-
-    def notes(self) -> list[str]:
-        """What was lost, in sentences."""
-        times = (
-            "times are whole seconds, of the ends of requests: those of a second are spread over it evenly"
-        )
-        return [times, *super().notes()]
-
-    def _second(self, number: int, when: list[bytes]) -> int:
-        day, month, year, hour, minute, second, sign, hours, minutes = when
-        if month not in _MONTHS:
-            raise wrong(self.path, number, "time", "a month such as Oct", month, "correct the line")
-        parts = (int(year), _MONTHS.index(month) + 1, int(day), int(hour), int(minute), int(second), 0, 0, 0)
-        shift_s = int(hours) * 3600 + int(minutes) * 60
-        return (timegm(parts) - (shift_s if sign == b"+" else -shift_s)) * NS_PER_S
-
-
-def _spread(held: list[LoggedRequest]) -> Iterator[LoggedRequest]:
-    """Requests of one second, spread over it."""
-    for at, request in enumerate(held):
-        yield request._replace(at_ns=request.at_ns + (2 * at + 1) * NS_PER_S // (2 * len(held)))
-
-
-class _Series(Struct):
-    metric: dict[str, str]
-    values: list[tuple[float, str]]
-
-
-class _Matrix(Struct):
-    result: list[_Series]
-
-
-class _RangeAnswer(Struct):
-    data: _Matrix
-
-
-class RatesTraffic:
-    """What Prometheus answers to a range query: requests a second by model, or counters of them.
-
-    Instants are drawn: a Poisson process whose rate is each step's, the same whenever it is read.
-    """
-
-    def __init__(self, path: Path, model: str) -> None:
-        self.path = path
-        self.wall = True
-        self.done_bytes = 0
-        self._model = model
-        self._gaps = 0
-
-    def requests(self) -> Iterator[LoggedRequest]:
-        """The requests of one step after the other. Raises :class:`ConfigError`."""
-        rng = np.random.Generator(np.random.PCG64(0))
-        for number, ((before_ns, _), (at_ns, expected)) in enumerate(pairwise(self._steps()), start=1):
-            drawn = [
-                (at, model)
-                for model, count in expected.items()
-                for at in rng.integers(before_ns, at_ns, rng.poisson(count)).tolist()
-            ]
-            for at, model in sorted(drawn):
-                yield LoggedRequest(number, at, model)
-
-    def _steps(self) -> list[tuple[int, dict[str, float]]]:
-        """Instants in order, and how many requests for each model came since the one before."""
-        try:
-            series = msgspec.json.decode(self.path.read_bytes(), type=_RangeAnswer).data.result
-            tables = [{at: float(value) for at, value in one.values} for one in series]
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise ConfigError(
-                f"{self.path}: data.result: expected a range query's answer, found {error}; ask query_range"
-            ) from None
-        times = sorted({at for table in tables for at in table})
-        found = [(round(at * NS_PER_S), dict[str, float]()) for at in times]
-        for number, (one, table) in enumerate(zip(series, tables, strict=True)):
-            model = next((one.metric[name] for name in _MODELS if one.metric.get(name)), self._model)
-            if not model:
-                raise ConfigError(
-                    f"{self.path}: data.result[{number}].metric: expected a label model, found "
-                    f"{', '.join(one.metric) or 'none'}; sum by (model), or give --model NAME"
-                )
-            counts = one.metric.get("__name__", "").endswith("_total")
-            for (_, expected), before, at in zip(found[1:], times, times[1:], strict=False):
-                value = table.get(at, math.nan)
-                if counts:
-                    value -= table.get(before, math.nan) if value >= table.get(before, 0.0) else 0.0
-                else:
-                    value *= at - before
-                if math.isfinite(value) and value >= 0:
-                    expected[model] = expected.get(model, 0.0) + min(value, MOST_RPS)
-                else:
-                    self._gaps += 1
-        return found
-
-    def notes(self) -> list[str]:
-        """What was lost, in sentences."""
-        said = [
-            "rates have no instants: those of a step are drawn as a Poisson process has them",
-            NO_SLOS,
-        ]
-        return said + (
-            [f"{self._gaps:,} values of series are missing: nothing came then"] if self._gaps else []
-        )
 
 
 @dataclass(slots=True)
@@ -510,48 +370,6 @@ class ClientRatesTraffic:
         ]
 
 
-class _BenchHead(Struct):
-    models: list[str]
-    loads: list[str]
-    row: list[tuple[str, str]]
-    rows: int
-
-
-class BenchTraffic:
-    """What ``clockwork bench --record`` wrote: requests when they were due."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.wall = False
-        self.done_bytes = 0
-
-    def requests(self) -> Iterator[LoggedRequest]:
-        """All requests, in order. Raises :class:`ConfigError`."""
-        with self.path.open("rb") as file:
-            file.seek(len(_BENCH))
-            length = int.from_bytes(file.read(4), "little")
-            text = file.read(length)
-        try:
-            head = msgspec.json.decode(text, type=_BenchHead)
-            rows = np.memmap(self.path, np.dtype(head.row), "r", len(_BENCH) + 4 + length, (head.rows,))
-            columns = [rows[name] for name in ("scheduled_ns", "model", "load", "slo_ns")]
-        except (ValueError, TypeError, OSError, msgspec.MsgspecError, RecursionError) as error:
-            raise ConfigError(
-                f"{self.path}: expected a whole recording of clockwork bench, found: {error}; record it again"
-            ) from None
-        names = [name.partition("=")[0] for name in head.models]
-        whose = [RequestClass(load=load) for load in head.loads]
-        for first in range(0, head.rows, _ROWS):
-            pieces = [column[first : first + _ROWS].tolist() for column in columns]
-            for number, (at_ns, model, load, slo_ns) in enumerate(zip(*pieces, strict=True), start=first + 1):
-                yield LoggedRequest(number, at_ns, names[model], slo_ns, whose[load])
-            self.done_bytes = self.path.stat().st_size * (first + len(pieces[0])) // head.rows
-
-    def notes(self) -> list[str]:
-        """What was lost, in sentences."""
-        return ["sizes of inputs are not told: each request has one row of its model's usual shape"]
-
-
 def open_traffic(path: Path, *, model: str = "", paths: str = USUAL_PATHS) -> TrafficSource:
     """The source in a file, by how it begins, or in a folder.
 
@@ -560,28 +378,12 @@ def open_traffic(path: Path, *, model: str = "", paths: str = USUAL_PATHS) -> Tr
     """
     if path.is_dir():
         return ClientRatesTraffic(path, model)
-    first = begin(path)
-    if first.startswith(_BENCH):
-        return BenchTraffic(path)
-    if b'"resultType"' in first:
-        return RatesTraffic(path, model)
     _, line = header_of(path)
     if line.lstrip().startswith(b"{"):
         return JsonTraffic(path, model, paths)
     if _WINDOW.fullmatch(line):
         return ClientRatesTraffic(path, model)
-    return (LogTraffic if _LOG.match(line) else TableTraffic)(path, model, paths)
-
-
-def begin(path: Path) -> bytes:
-    """The first bytes of a source. Raises :class:`ConfigError` where it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return file.read(256)
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: expected a readable file; found: {error.strerror}; check the path"
-        ) from None
+    return TableTraffic(path, model, paths)
 
 
 def told(lost: Mapping[str, int]) -> list[str]:

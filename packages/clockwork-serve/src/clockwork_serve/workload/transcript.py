@@ -201,7 +201,7 @@ class Transcriber:
             raise ConfigError(
                 f"{self._source}: expected at most {LOADS_MAX} tenants and classes; found more; split it"
             )
-        name = whose.load or whose.tenant or "requests"
+        name = whose.tenant or "requests"
         if whose.priority:
             name = f"{name} of priority {whose.priority}"
         if whose.decide_ns >= 0:
