@@ -278,6 +278,10 @@ def _wanted(model: ServedModel) -> tuple[int, int]:
     return (model.load_key or 0, model.order)
 
 
+def _is_there(queue: Queue) -> bool:
+    return bool(queue.dues) or (queue is queue.model.main and not queue.model.removed)
+
+
 def widen_window(belief: Belief, start_ns: int) -> None:
     """Let the action that was just sent start until the look-ahead after its planned start."""
     action = belief.effects[-1]
@@ -299,12 +303,12 @@ class ReleasedScheduler(Scheduler, Base):
         self._changed: list[Agenda] = []
         """Devices whose exec lanes are to be topped up in the next ``schedule``, in order of change."""
         self._turn = 0
-        self._counts: dict[Strategy, int] = {}
-        """The batch (requests) that a strategy's key is for."""
+        self._counts: dict[Queue, dict[str, int]] = {}
+        """By queue and device: the batch (requests) that the key of the strategy there is for."""
         self._floors: dict[Queue, dict[int, int]] = {}
         """By queue and batch (requests): those due before this are not run at that size."""
         self._full = STALE_MIN
-        """The number of entries in these two above which those of what is gone are dropped."""
+        """The number of queues in these two above which those that are gone are dropped."""
         belief.keeps_deadlines = True
         belief.dirty_above_ns = -1
 
@@ -411,18 +415,14 @@ class ReleasedScheduler(Scheduler, Base):
                 count = batch.count
         if urgent_ns != NEVER_NS:
             strategy.agenda.push(strategy, urgent_ns)
-            self._counts[strategy] = count
+            self._counts.setdefault(strategy.queue, {})[strategy.device.name] = count
             if len(self._counts) + len(self._floors) > self._full:
                 self._forget_gone()
 
     def _forget_gone(self) -> None:
-        """Drop what is kept for strategies without a key and for queues that are gone."""
-        self._counts = {one: count for one, count in self._counts.items() if one.key_ns != NEVER_NS}
-        self._floors = {
-            one: floors
-            for one, floors in self._floors.items()
-            if one.dues or (one is one.model.main and not one.model.removed)
-        }
+        """Drop what is kept for queues that are gone."""
+        self._counts = {one: counts for one, counts in self._counts.items() if _is_there(one)}
+        self._floors = {one: floors for one, floors in self._floors.items() if _is_there(one)}
         self._full = 2 * (len(self._counts) + len(self._floors)) + STALE_MIN
 
     # Choices
@@ -461,7 +461,7 @@ class ReleasedScheduler(Scheduler, Base):
                 return False
             strategy = heappop(heap)[2]
             strategy.key_ns = NEVER_NS
-            count = self._counts.pop(strategy)
+            count = self._counts.get(strategy.queue, {}).get(strategy.device.name, 0)
             fit = self._choose(strategy, count, start_ns)
             if fit is not None:
                 self._send(strategy, fit, start_ns, now_ns)
@@ -510,5 +510,4 @@ class ReleasedScheduler(Scheduler, Base):
                 waiting += queue.waiters
                 for strategy in queue.strategies:
                     strategy.agenda.check(strategy)
-                    assert strategy.key_ns == NEVER_NS or strategy in self._counts
         self._deadlines.check(waiting)
