@@ -23,7 +23,7 @@ LAB := packages/clockwork-lab
 SOURCES := -e $(CLIENT) -e $(SERVE) -e '$(LAB)[demo,figures]'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check static lint types layers bench busy cases compiled docs engine etcd faults faults-all fuzz hostile soak nightly mutants planted peers stock optional collected triton constraints fix clean
+.PHONY: help setup demo test check static lint types layers bench busy cases compiled docs engine faults faults-all fuzz hostile soak nightly mutants planted peers stock optional collected triton constraints fix clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -137,9 +137,6 @@ hostile: $(STAMP) ## ten minutes of hostile traffic beside honest clients: does 
 
 engine: $(RAY) ## a server on a Ray cluster of three nodes here: up, hit, down; ENGINE_WITH="--short" takes two minutes
 	@$(BIN)/python -m qa.engine $(ENGINE_WITH)
-
-etcd: $(STAMP) ## the lease in a real etcd whose members are killed, paused, out of disk: ten minutes; ETCD_WITH="--short"
-	@$(BIN)/python -m qa.etcd $(ETCD_WITH)
 
 soak: $(STAMP) ## an hour of mixed load with faults: does anything grow, leak, drift or go wrong? SOAK_WITH="--minutes 2"
 	@$(BIN)/python -m qa.soak $(SOAK_WITH)

@@ -78,7 +78,7 @@ def server_of(folder: Path, devices: tuple[DeviceConfig, ...], **settings: Any) 
     given = {"http_port": 0, "grpc_port": None, "metrics_port": 0, "log_level": "warning", "journal": None}
     return ServerConfig(
         settings=Settings(repository=str(folder / "models"), **given | settings),
-        store=StoreConfig(cache_dir=str(folder / "cache")), devices=devices,
+        store=StoreConfig(cache_dir=str(folder / "cache"), shared=settings.get("store", "")), devices=devices,
     )  # fmt: skip
 
 
@@ -100,6 +100,9 @@ def apart(folder: Path, home: Host, others: list[Host]) -> Iterator[Arm]:
     """Each of them on a host of its own."""
     own, *theirs = certificates(folder, [home.address, *[host.address for host in others]])
     listen, at = f"{home.address}:{free_port(home.address)}", dict[str, str]()
+    store = folder / "store"
+    store.mkdir()
+    own["store"] = str(store)
     with (
         running_server(
             server_of(folder, (device("emulated:0", 256 * KIB),), listen_machines=listen, **own)
@@ -111,7 +114,8 @@ def apart(folder: Path, home: Host, others: list[Host]) -> Iterator[Arm]:
             run_dir = folder / name
             run_dir.mkdir()
             settings = Settings(
-                controller=listen, cache=str(run_dir / "cache"), host=host.address, log_level="warning",
+                controller=listen, cache=str(run_dir / "cache"), store=str(store), host=host.address,
+                log_level="warning",
                 http_port=free_port(host.address) if not host.before else 8000, grpc_port=None,
                 metrics_port=None, **files,
             )  # fmt: skip

@@ -425,12 +425,12 @@ def real(outcome: Outcome, folder: Path, seconds: float) -> None:
     """A quarter of the time one device has little to do, then four times as much comes, then little again."""
     repositories.emulated(folder / "models", "net", {1: SERVICE_MS})
     own, far = certificates(folder, ["127.0.0.1", "127.0.0.1"])
-    at = f"127.0.0.1:{free_port()}"
-    workers = FarWorkers(folder, {"controller": at, **far})
+    at, store = f"127.0.0.1:{free_port()}", str(folder / "store")
+    Path(store).mkdir()
+    workers = FarWorkers(folder, {"controller": at, "store": store, **far})
     settings = {
         "listen_machines": at, "scaling_target": 0.99, "scaling_lead_s": 5,
-        "scaling_devices": (1, FAR_MOST + 1),
-        **own,
+        "scaling_devices": (1, FAR_MOST + 1), "store": store, **own,
     }  # fmt: skip
     wanted: list[int] = []
     with (

@@ -117,7 +117,7 @@ def serve(
     )
     config = ServerConfig(
         settings=every,
-        store=StoreConfig(cache_dir=str(cache or repository.parent / "cache")),
+        store=StoreConfig(cache_dir=str(cache or repository.parent / "cache"), shared=every.store),
         devices=(
             DeviceConfig(
                 device=f"{device}:0",

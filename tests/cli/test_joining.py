@@ -139,6 +139,13 @@ def test_without_certificates_nothing_is_opened_or_joined(repository: Path, tmp_
             assert "name all three" in said
 
 
+def test_a_worker_without_the_server_s_store_joins_nothing(tmp_path: Path) -> None:
+    code, _, said = clockwork("worker", *SERVER, *words(files(tmp_path)))
+    assert code == 2
+    assert "store: expected the shared store of the server" in said
+    assert "clockwork serve and to clockwork worker with --store" in said
+
+
 def test_a_name_that_cannot_be_one_is_refused_for_workers(tmp_path: Path) -> None:
     code, _, said = clockwork("worker", "--controller", "127.0.0.1:7000", "--machine-name", "a b")
     assert code == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from clockwork_serve.config import SETTINGS, Settings, default_cache, setting, values
+from clockwork_serve.config import SETTINGS, Settings, default_cache, setting
 
 # The table of settings and the page that explains it say the same.
 
@@ -34,17 +34,9 @@ def test_the_cache_is_the_user_s(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lease", "members", "name", "lease_s"),
-    [
-        ("blue", [], "blue", 1.0),
-        ("etcd://a:2379/blue", [("a", 2379)], "blue", 5.0),
-        ("etcd://a:2379,[::1]:1/blue", [("a", 2379), ("::1", 1)], "blue", 5.0),
-    ],
+    ("store", "lease_s"), [("/srv/store", 1.0), ("file:///srv/store", 1.0), ("s3://bucket/store", 10.0)]
 )
-def test_a_lease_is_in_the_store_or_in_etcd(
-    lease: str, members: list[tuple[str, int]], name: str, lease_s: float
-) -> None:
-    settings = Settings(lease=values.lease_name(lease))
-    assert settings.lease_place == (members, name)
+def test_a_lease_lasts_longer_at_a_url(store: str, lease_s: float) -> None:
+    settings = Settings(store=store)
     assert settings.lease_time_s == lease_s
     assert msgspec.structs.replace(settings, lease_s=2.0).lease_time_s == 2.0

@@ -264,9 +264,14 @@ def test_a_store_is_a_folder_or_a_url() -> None:
         values.folder_or_url("")
 
 
-@pytest.mark.parametrize(
-    "lease", ["", "a/b", "etcd://", "etcd://a:2379", "etcd://a:2379/", "etcd://a/b", "x://a:1/b"]
-)
+@pytest.mark.parametrize("lease", ["", "a/b", "x://a:1/b"])
 def test_another_place_for_a_lease_is_refused(lease: str) -> None:
     with pytest.raises(Unfit):
         values.lease_name(lease)
+
+
+def test_a_lease_in_etcd_is_refused_with_what_to_use() -> None:
+    with pytest.raises(Unfit) as caught:
+        values.lease_name("etcd://10.0.0.1:2379/main")
+    assert "no longer in etcd" in caught.value.expected
+    assert "--store" in caught.value.remedy

@@ -39,9 +39,21 @@ Far = TypeVar("Far", bound="FarProcess")
 
 
 def settings(certificates: Certificates, port: int, silence_s: float = 2.0) -> dict[str, Any]:
-    """Of a server that others may join."""
+    """Of a server that others may join; its store is beside the certificates."""
     files = ClusterFiles(certificate=certificates.certificate, key=certificates.key, ca=certificates.ca)
-    return {"listen_machines": f"127.0.0.1:{port}", "silence_s": silence_s, **files.named()}
+    return {
+        "listen_machines": f"127.0.0.1:{port}",
+        "silence_s": silence_s,
+        "store": store_of(certificates),
+        **files.named(),
+    }
+
+
+def store_of(certificates: Certificates) -> str:
+    """The shared store of a server with these certificates."""
+    folder = Path(certificates.ca).with_name("store")
+    folder.mkdir(exist_ok=True)
+    return str(folder)
 
 
 def matrices(root: Path) -> Path:
@@ -124,7 +136,8 @@ def far_worker(
 ) -> Iterator[FarWorker]:  # fmt: skip
     """One on ``host`` and ``port``; ``before`` its command come other words."""
     command = [*joining("worker", f"{host}:{port}", certificates, name), "--log-level", "info"]
-    process = spoken([*before, *command, "--cache", str(cache), "--device-memory", "16MiB", *options])
+    place = ["--store", store_of(certificates), "--cache", str(cache)]
+    process = spoken([*before, *command, *place, "--device-memory", "16MiB", *options])
     with kept(FarWorker(process, name)) as worker:
         yield worker
 
@@ -211,6 +224,7 @@ def worker_config(port: int, certificates: Certificates, folder: Path, name: str
     settings = Settings(
         controller=f"127.0.0.1:{port}",
         cache=str(folder / "cache"),
+        store=store_of(certificates),
         **cluster_files(certificates).named(),
     )
     config = WorkerConfig(

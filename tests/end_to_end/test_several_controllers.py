@@ -8,14 +8,13 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from clockwork_serve.serve.lease import REIGN_S, fingerprints
-from harness.etcd import ETCD, etcd
 from harness.hosts import Host, Machine
 from harness.ports import free_port
 from harness.process_tree import descendants
@@ -149,21 +148,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@contextmanager
-def started(folder: Path, *lease: str) -> Iterator[Cluster]:
+@pytest.fixture(scope="module")
+def cluster(folder: Path) -> Iterator[Cluster]:
     with ExitStack() as stack:
         made = Cluster(folder, certificates(folder), (free_port(), free_port()), stack)
-        made.lease = lease or made.lease
         for port in made.ports:
             made.start(port)
         made.start_worker("far")
         made.start_gateway("far")
-        yield made
-
-
-@pytest.fixture(scope="module")
-def cluster(folder: Path) -> Iterator[Cluster]:
-    with started(folder) as made:
         yield made
 
 
@@ -348,32 +340,3 @@ def test_a_controller_of_another_server_with_the_same_lease_ends_and_names_both(
     assert (cluster.whole(), cluster.epoch()) == (leader, epoch)
     (other,) = set(cluster.ports) - {leader}
     assert f"stands by: the controller at 127.0.0.1:{leader} leads" in cluster.controllers[other].said
-
-
-@pytest.mark.skipif(ETCD is None, reason="etcd is not installed: Debian's package is etcd-server")
-def test_with_the_lease_in_etcd_somebody_leads_while_most_of_its_members_answer(
-    folder: Path, tmp_path: Path
-) -> None:
-    with etcd(tmp_path) as kept:
-        at = ",".join(f"{host}:{port}" for host, port in kept.addresses)
-        with started(folder, "--lease", f"etcd://{at}/main", "--lease-s", "3") as made:
-            leader, epoch = made.leader, made.epoch()
-            kept.members[0].send(signal.SIGKILL)
-            with steady(made.http_port, made.grpc_port, MODELS, each=2) as load:
-                time.sleep(4)
-                ends = load.stop()
-            assert {end.how for end in ends if not end.good} == set(), how(ends)
-            assert (made.leader, made.epoch()) == (leader, epoch), "a member is lost, and the lease is not"
-
-            made.controllers.pop(leader).kill()
-            (other,) = set(made.ports) - {leader}
-            until("the other one leads", lambda: made.leader == other, PATIENCE_S)
-            assert made.epoch() == epoch + 1
-
-            kept.members[1].send(signal.SIGKILL)
-            until("nobody leads", lambda: not made.leader, PATIENCE_S)
-            for member in kept.members[:2]:
-                kept.start(member)
-            until("it leads again", lambda: made.leader == other and made.epoch() > epoch + 1, PATIENCE_S)
-            with steady(made.http_port, made.grpc_port, MODELS, each=2) as load:
-                until("it is served", lambda: any(end.good for end in load.ends), PATIENCE_S)

@@ -12,6 +12,8 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import msgspec
@@ -150,6 +152,32 @@ def test_it_may_be_where_fsspec_reaches(shop, tmp_path):
         assert compiled(shop.root, two) == (keys, [], 0)
         assert holds(two, weights_id) == [True, True, True]
         assert two.shared.problems == ()
+
+
+def test_one_model_of_an_earlier_cache_is_added_to_it(tmp_path, store):
+    with Cache(tmp_path / "one") as alone:
+        weights_id = fill(alone)
+    with machine(tmp_path / "one", store) as one:
+        one.share_model("c", weights_id)
+        one.share_model("python", "f" * 64)  # neither is in a cache
+    with machine(tmp_path / "two", store) as two:
+        assert holds(two, weights_id) == [True, False, True], "profiles are the server's own"
+
+
+def test_a_web_server_that_shows_a_folder_is_a_store_to_read(tmp_path, store):
+    pytest.importorskip("aiohttp", reason="fsspec reaches http:// by it")
+    with machine(tmp_path / "one", store) as one:
+        weights_id = fill(one)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(store))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        serving = threading.Thread(target=web.serve_forever)
+        serving.start()
+        with machine(tmp_path / "two", f"http://127.0.0.1:{web.server_port}") as two:
+            assert holds(two, weights_id) == [True, True, True]
+            assert two.code("other") is None
+            assert two.shared.problems == ()
+        web.shutdown()
+        serving.join()
 
 
 def test_a_url_that_nothing_reaches_is_an_error_with_what_to_install(tmp_path):

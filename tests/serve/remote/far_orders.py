@@ -11,24 +11,19 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
-import msgspec
 import numpy as np
 from msgspec import structs
 
 from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
-from clockwork_serve.integrity import hash_of, sealed
 from clockwork_serve.messages import (
     Admitted,
     CodeAdded,
-    CodeFile,
     CodeReady,
-    Fetch,
     Frame,
     Infer,
     Load,
     MachineHello,
-    Part,
     Result,
     Role,
     Status,
@@ -42,6 +37,7 @@ from clockwork_serve.serve.remote.link import MachineListener
 from clockwork_serve.serve.remote.tensor_server import TensorServer
 from clockwork_serve.serve.transport import Link, hello
 from clockwork_serve.serve.worker.host import WorkerConfig
+from clockwork_serve.store import Cache
 from clockwork_serve.units import MIB, ms
 from tests.serve.certificates import certificates
 from tests.serve.processes.workers import spawn
@@ -61,7 +57,6 @@ class FarOrders:
 
     def __init__(self, folder: Path, silence_s: float) -> None:
         self.heard: asyncio.Queue[Frame] = asyncio.Queue()
-        self.infer_ms = 1.0
         self.link: Link | None = None
         self.lost: list[Link] = []
         self.proxy: Proxy
@@ -113,26 +108,14 @@ class FarOrders:
         return [bytes(output.data) for output in found]
 
     async def ready(self) -> None:
-        """It joined, fetched its code, and has the weights of model ``a``."""
+        """It joined, took its code from the store, and has the weights of model ``a``."""
         await self.hear(MachineHello)
         await self.hear(WorkerJoined)
         self.send(CodeAdded(code=structs.replace(CODE, path="/on/the/server")))
-        asked = await self.hear(Fetch)
-        assert asked == Fetch(what="code", name=CODE.code_id)
-        self.give_code()
         told = await self.hear(CodeReady)
         assert told.ok, told.message
         self.send(timely(load(1, "a", 0), 10_000))
         assert (await self.results(1))[1].status is Status.OK
-
-    def give_code(self) -> None:
-        profile = json.dumps({"infer_ns": {"1": round(self.infer_ms * 1e6)}, "load_ns": 1000}).encode()
-        code = structs.replace(CODE, files=(CodeFile("profile.json", hash_of(profile)),))
-        record = sealed(f"codes/{CODE.code_id}/code.json", msgspec.json.encode(code))
-        files = {"code.json": record, "profile.json": profile}
-        for name, data in files.items():
-            self.send(Part(what="code", name=CODE.code_id, file=name, data=data))
-        self.send(Part(what="code", name=CODE.code_id, last=True))
 
     def _on_link(self, link: Link) -> None:
         self.link = link
@@ -156,7 +139,10 @@ def timely(action: Timed, for_ms: float) -> Timed:
 async def far_orders(folder: Path, silence_s: float, infer_ms: float = 1) -> AsyncIterator[FarOrders]:
     """A worker process that joins over a network of ours, ready for what is said."""
     made = FarOrders(folder, silence_s)
-    made.infer_ms = infer_ms
+    (folder / "store").mkdir()
+    profile = json.dumps({"infer_ns": {"1": round(infer_ms * 1e6)}, "load_ns": 1000}).encode()
+    with Cache(folder / "builder", store=str(folder / "store")) as builder:
+        builder.save_code(CODE, {"profile.json": profile})
     listening = bound("127.0.0.1", 0)
     port = listening.getsockname()[1]
     made.listener.listen(listening)
@@ -166,6 +152,7 @@ async def far_orders(folder: Path, silence_s: float, infer_ms: float = 1) -> Asy
         made.slots.server = f"127.0.0.1:{gateways.port}"
         settings = Settings(
             controller=f"127.0.0.1:{between.port}", cache=str(folder / "cache"), silence_s=silence_s,
+            store=str(folder / "store"),
             **theirs(certificates(folder)).named(),
         )  # fmt: skip
         config = WorkerConfig(

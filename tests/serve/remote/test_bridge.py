@@ -17,12 +17,10 @@ from clockwork_serve.messages import (
     Ask,
     Cancel,
     FarGateway,
-    Fetch,
     Frame,
     ModelAdded,
     ModelRemoved,
     Outcome,
-    Part,
     Question,
     Readiness,
     Release,
@@ -162,16 +160,6 @@ async def test_who_sends_what_is_not_his_is_cut_off_and_the_controller_hears_not
         assert at.controller.heard.empty()
 
 
-async def test_what_is_not_served_is_not_given(tmp_path: Path) -> None:
-    async with middle(tmp_path) as at:
-        far = await at.joined()
-        far.link.send(Fetch(what="code", name="../../etc"))
-        far.link.send(Fetch(what="weights", name="nobody"))
-        await until(lambda: sum(isinstance(frame, Part) for frame in far.side.frames) == 2)
-        parts = [frame for frame in far.side.frames if isinstance(frame, Part)]
-        assert all(part.last and "is not served here" in part.error and not part.data for part in parts)
-
-
 async def test_with_the_controller_all_machines_are_let_go(tmp_path: Path) -> None:
     async with middle(tmp_path) as at:
         worker, gateway = await at.joined(), await at.guest()
@@ -254,7 +242,6 @@ async def test_requests_answers_and_releases_pass_as_they_are(tmp_path: Path) ->
         [msgspec.structs.replace(ANNOUNCED, gateway="gateway-0")],
         [joining(NAME)],
         [Result(action_id=7, device=NAME, status=Status.OK, started_ns=1, ended_ns=2)],
-        [Fetch(what="weights", name="w")],
         [Answer(request_id=OWN_ID, gateway=GATEWAY, outcome=Outcome.OK)],
         [READY],
         [GUEST],
@@ -291,6 +278,15 @@ def test_a_worker_needs_more_than_a_gateway_and_neither_the_server_s_version() -
         assert [judge(each) for each in shown] == [None, None]
     for lacking in ({"runtime": {}}, {"kinds": ("strange",)}):
         assert judge(msgspec.structs.replace(MACHINE, **lacking)) is not None, "a worker needs more"
+
+
+def test_a_server_without_a_store_takes_gateways_and_no_worker() -> None:
+    judge = judge_of({"cpu": "good"}, ("toy",), store=False)
+    assert judge(GUEST) is None
+    refused = judge(MACHINE)
+    assert refused is not None
+    assert refused.final
+    assert "start the server (clockwork serve) with --store" in refused.why
 
 
 async def test_a_gateway_s_name_is_given_once_and_its_own_process_takes_over(tmp_path: Path) -> None:

@@ -12,9 +12,7 @@ import msgspec
 from clockwork_serve.messages import (
     CodeAdded,
     CodeReady,
-    Fetch,
     MachineHello,
-    Part,
     Result,
     Status,
     WorkerJoined,
@@ -149,12 +147,10 @@ async def test_after_a_lost_link_it_joins_again_with_empty_memory_and_answers_no
         assert statuses(await at.results(1)) == {6: Status.OK}
 
 
-async def test_a_code_that_the_server_cannot_give_is_refused_with_its_reason(tmp_path: Path) -> None:
+async def test_a_code_that_is_not_in_the_store_is_refused_with_its_reason(tmp_path: Path) -> None:
     async with far_orders(tmp_path, silence_s=10) as at:
         other = msgspec.structs.replace(CODE, code_id="other")
         at.send(CodeAdded(code=other))
-        asked = await at.hear(Fetch)
-        at.send(Part(what=asked.what, name=asked.name, last=True, error="its disk is on fire"))
         told = await at.hear(CodeReady)
         assert not told.ok
-        assert "its disk is on fire" in told.message
+        assert f"store: expected it in {tmp_path}/store" in told.message

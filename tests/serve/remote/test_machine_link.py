@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from clockwork_serve.errors import TransportError
-from clockwork_serve.messages import Cancel, Extent, Frame, Part, Role, Unload, Window
+from clockwork_serve.messages import Extent, Role, Unload, Window
 from clockwork_serve.serve.remote import link as machine_link
 from clockwork_serve.serve.remote.config import ClusterContext, ClusterFiles, bound, context_of
 from clockwork_serve.serve.remote.link import MachineLink, MachineListener
@@ -188,35 +188,6 @@ async def test_silence_is_noticed_on_both_sides(tmp_path: Path) -> None:
             assert asyncio.get_running_loop().time() - started_s >= SILENCE_S * 0.7
             assert "silent for" in here.lost[0].lost_because
             assert "silent for" in there.side.lost[0].lost_because
-
-
-def pieces(count: int, kept: list[int]) -> Iterator[Frame]:
-    for index in range(count):
-        kept.append(index)
-        yield Part(what="weights", name=str(index), data=bytes(machine_link.PIECE_BYTES))
-
-
-async def test_what_is_large_waits_for_what_is_small(tmp_path: Path) -> None:
-    """Artefacts, then a frame: it comes first, though it was sent last."""
-    async with far(tmp_path, silence_s=10) as there:
-        with proxy(there.port) as between:
-            here, drawn = Side(), list[int]()
-            link = await connect(here, between.port, theirs(certificates(tmp_path)), 10)
-            await until(lambda: there.side.links)
-            between.cut()
-            link.queue(pieces(400, drawn))
-            await asyncio.sleep(0.2)
-            held = len(drawn)
-            assert held < 200, "what the network does not take is not even read"
-            link.send(Cancel(request_id="now"))
-            between.heal()
-            await until(lambda: len(there.side.frames) == 401)
-            places = {
-                frame.request_id: at
-                for at, frame in enumerate(there.side.frames)
-                if isinstance(frame, Cancel)
-            }
-            assert places["now"] <= held + 1
 
 
 async def test_another_clock_is_met_with_its_error(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from typing import Annotated, Any, Final, get_type_hints
 from msgspec import Struct, structs
 
 from clockwork_serve.config.values import (
-    ETCD,
     URL,
     DeviceChoice,
     Unfit,
@@ -38,7 +37,6 @@ from clockwork_serve.config.values import (
     size,
     size_or_share,
     span,
-    split_addresses,
     switch,
     text,
 )
@@ -289,12 +287,11 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     )] = ""
     lease: Annotated[str, Setting(
         lease_name,
-        "name of the lease in the store by which one of several `clockwork controller` leads, or etcd://HOST:PORT,"
-        "HOST:PORT/NAME",
+        "name of the lease in the store by which one of several `clockwork controller` leads",
     )] = "main"
     lease_s: Annotated[float | None, Setting(
         number(0.2, 600),
-        "seconds without a sign of life there after which another one may lead; none: 1, etcd 5, at a URL 10",
+        "seconds without a sign of life there after which another one may lead; none: 1, at a URL 10",
         shown="none",
     )] = None
     machine_name: Annotated[str, Setting(
@@ -444,16 +441,8 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def lease_time_s(self) -> float:
         """The time of the lease."""
-        if self.lease.startswith(ETCD):  # it has to outlive an election, which takes etcd a second or two
-            return self.lease_s or 5.0
         far = URL.match(self.store) and not self.store.startswith("file:")
         return self.lease_s or (10.0 if far else 1.0)
-
-    @property
-    def lease_place(self) -> tuple[list[tuple[str, int]], str]:
-        """Members of etcd, none for the shared store, and the lease's name there."""
-        place, _, name = self.lease.rpartition("/")
-        return split_addresses(place.removeprefix(ETCD)) if place else [], name
 
     @property
     def has_standby(self) -> bool:

@@ -25,7 +25,6 @@ _FALSE = ("false", "no", "off", "0")
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 URL = re.compile(r"[a-z][a-z0-9+.-]*://")
-ETCD: Final = "etcd://"
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 _UNITS = {
     "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
@@ -216,12 +215,13 @@ def machine_name(value: object) -> str:
 
 
 def lease_name(value: object) -> str:
-    """A :func:`machine_name`, or one of a lease in etcd: ``etcd://10.0.0.1:2379,10.0.0.2:2379/main``."""
-    found = value.strip() if isinstance(value, str) else ""
-    if not found.startswith(ETCD):
-        return machine_name(found)
-    members, _, name = found.removeprefix(ETCD).partition("/")
-    return f"{ETCD}{addresses(members)}/{machine_name(name)}"
+    """A :func:`machine_name`."""
+    if isinstance(value, str) and value.strip().startswith("etcd:"):
+        raise Unfit(
+            "a name, as leases are in the shared store and no longer in etcd",
+            "write a name such as main, and the place of the lease as --store FOLDER|s3://...",
+        )
+    return machine_name(value)
 
 
 def host_name(value: object) -> str:

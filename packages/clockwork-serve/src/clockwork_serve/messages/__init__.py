@@ -40,7 +40,6 @@ from clockwork_serve.messages.links import (
     DeviceState,
     Drain,
     FarGateway,
-    Fetch,
     GatewayLost,
     HandingOver,
     Hello,
@@ -49,7 +48,6 @@ from clockwork_serve.messages.links import (
     ModelAdded,
     ModelRemoved,
     ModelsAskedFor,
-    Part,
     Ping,
     Preparing,
     ProcessesEnded,
@@ -128,7 +126,7 @@ Frame = (
     | Drain | Readiness | Ask | Reply | AdmissionQuery | AdmissionReply | Quarantined
     | ReleaseFromQuarantine | WorkerCrashed
     | DeviceNumbers | Beat | WorkerHung | RequestCredit | RetainWeights | MachineHello | Refused
-    | Fetch | Part | FarGateway | ProcessesEnded | ArtefactDamaged | CodeRemade | DamageCounted
+    | FarGateway | ProcessesEnded | ArtefactDamaged | CodeRemade | DamageCounted
     | Delivered | Preparing | ModelsAskedFor | SoonestEnds | CreditBlocked | StandbysCounted
     | HandingOver | Admitted | TensorsOffered | TensorsReached
 )  # fmt: skip
@@ -140,10 +138,10 @@ __all__ = [
     "CodeReady",
     "CodeRemade", "CodeRemoved", "ControllerBusy", "ControllerEffect", "ControllerEvent", "CreditBlocked",
     "DamageCounted", "Delivered",
-    "DeviceNumbers", "DeviceSpec", "DeviceState", "Drain", "Extent", "FarGateway", "Fetch", "Frame",
+    "DeviceNumbers", "DeviceSpec", "DeviceState", "Drain", "Extent", "FarGateway", "Frame",
     "GatewayLost", "HandingOver", "Held", "Hello", "Infer", "Lane", "Load", "MachineHello",
     "MeasuredDurations",
-    "Model", "ModelAdded", "ModelRemoved", "ModelsAskedFor", "OnnxIndex", "OnnxTensor", "Outcome", "Part",
+    "Model", "ModelAdded", "ModelRemoved", "ModelsAskedFor", "OnnxIndex", "OnnxTensor", "Outcome",
     "Ping", "Preparing", "ProcessesEnded", "Profile", "Quarantined", "Question", "Quota", "QuotasSet",
     "Readiness", "Reason", "Refused", "Release", "ReleaseFromQuarantine", "Reply", "Request", "RequestCredit",
     "Resident", "Result", "RetainWeights", "Role", "Running", "SoonestEnd",

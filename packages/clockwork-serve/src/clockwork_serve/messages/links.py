@@ -453,25 +453,3 @@ class TensorsReached(Struct, frozen=True, kw_only=True, array_like=True, tag="te
     gateway: str
     ok: bool
     why: str = ""
-
-
-class Fetch(Struct, frozen=True, kw_only=True, array_like=True, tag="fetch"):
-    """A worker requests an artefact: ``what`` is ``code`` or ``weights``, ``name`` its id."""
-
-    what: str
-    name: str
-
-
-class Part(Struct, frozen=True, kw_only=True, array_like=True, tag="part"):
-    """Bytes of a requested artefact, in order.
-
-    ``file`` is the name of the file where there are several. ``last`` ends the whole artefact; ``error`` says
-    why it cannot be sent.
-    """
-
-    what: str
-    name: str
-    file: str = ""
-    data: bytes = b""
-    last: bool = False
-    error: str = ""

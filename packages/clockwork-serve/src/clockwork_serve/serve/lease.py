@@ -2,7 +2,7 @@
 
 Leases only make progress: they see to it that somebody leads and, as a rule, nobody else. That no two
 controllers are obeyed is due to epochs alone (``fence``). There are two: a lock on a file, for the
-controllers of one host, and numbered documents in the shared store or in etcd, for those of several.
+controllers of one host, and numbered documents in the shared store, for those of several.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def _locked_at_once(fd: int) -> bool:
 
 
 # ------------------------------------------------------------
-# Documents in the shared store, or in etcd, for the controllers of several hosts.
+# Documents in the shared store, for the controllers of several hosts.
 #
 #     STORE/leases/NAME/000000007.epoch   who has that epoch: created once, so that no two can have it
 #                       000000007.beat    the heartbeat of its holder, which rewrites it
@@ -324,7 +324,7 @@ def fingerprints(path: str) -> frozenset[str]:
 
 
 class StoreLease:
-    """The :class:`Lease` of that name in a shared store or etcd, for controllers on hosts that reach it.
+    """The :class:`Lease` of that name in a shared store, for controllers on hosts that reach it.
 
     ``address`` is where other machines join this controller, for those that stand by. ``authorities`` has the
     fingerprints of those whose certificates they have: a controller of other ones belongs to another server.

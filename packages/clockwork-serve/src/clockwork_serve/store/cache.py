@@ -450,6 +450,17 @@ class Cache:
                     shared.save_record(place, sealed(place, content))
         return shared.problems
 
+    def share_model(self, code_id: str, weights_id: str) -> None:
+        """Add to the shared store what it lacks of a code and weights that are here."""
+        shared = self.shared
+        if shared is None:
+            return
+        if code_id not in shared.names("codes") and (code := self._code_here(code_id)) is not None:
+            self._share_code(code)
+        path = self.weights_path(weights_id)
+        if path.exists():
+            shared.save_object(weights_id, path)
+
     def _share_code(self, code: Code) -> None:
         """Store a code that is here in the shared store: its files, then its record."""
         if self.shared is None:

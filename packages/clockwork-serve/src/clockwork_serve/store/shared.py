@@ -466,6 +466,11 @@ class SharedStore:
             self._give_up("read", error.problem)
             return None
 
+    def read_again(self) -> None:
+        """Read it though it failed: for who has no other source, a while after that."""
+        with self._lock:
+            self._given_up.pop("read", None)
+
     def _give_up(self, what: str, why: Problem) -> None:
         with self._lock:
             known = self._given_up.setdefault(what, why)

@@ -36,7 +36,7 @@ async def serve(config: BridgeConfig, stop: asyncio.Event) -> None:
         if config.shared:
             listener.turns_away, listener.own = not epoch, hello(Role.CONTROLLER, NAME, epoch)
 
-    judge = judge_of(runtime(), kinds, grow=config.shared)
+    judge = judge_of(runtime(), kinds, grow=config.shared, store=bool(settings.store))
     bridge = Bridge(Path(config.run_dir) / SOCKET_NAME, judge, kinds, leads)
     listener = MachineListener(
         ClusterContext(cluster_files(settings), server=True), hello(Role.CONTROLLER, NAME),

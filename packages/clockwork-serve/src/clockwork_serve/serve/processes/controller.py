@@ -44,8 +44,6 @@ one for those that are left."""
 HEARD_S: Final = 0.002  # by then gateways have heard of it, and what they sent before is here
 IDS_BITS: Final = 44
 """Where hosts share a lease, the ids of a controller's actions are its epoch, and so many bits."""
-ETCD_ASKED: Final = 5
-"""How many members of etcd may be asked in vain within the lease's time: a heartbeat needs two answers."""
 WORKERS_LOOK: Final = 0.1
 """How often a leader looks whether any worker is connected, as a share of the lease's time."""
 LOOK_S: Final = 0.1  # how often one who stands by tries to reach who leads
@@ -198,25 +196,22 @@ async def _flush_until(stop: asyncio.Event, journal: Journal | None) -> None:
 
 
 # ------------------------------------------------------------
-# Standing by for a leader on another host: the lease is in the shared store, or in etcd.
+# Standing by for a leader on another host: the lease is in the shared store.
 
 
 def shared_lease(settings: Settings) -> StoreLease:
     """The lease of controllers on several hosts.
 
-    Raises ``ProblemError`` if no library reaches the store, or etcd.
+    Raises ``ProblemError`` if no library reaches the store.
     """
-    from clockwork_serve.store.etcd import EtcdDocuments
     from clockwork_serve.store.shared import files_of
 
     host, port = split_address(settings.listen_machines)
     if host in ("0.0.0.0", "::"):
         host = socket.getfqdn()
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    members, name = settings.lease_place
-    lease_s = settings.lease_time_s
-    documents = EtcdDocuments(members, lease_s / ETCD_ASKED) if members else files_of(settings.store)
-    return StoreLease(documents, name, lease_s, address, partial(fingerprints, settings.cluster_ca))
+    authorities = partial(fingerprints, settings.cluster_ca)
+    return StoreLease(files_of(settings.store), settings.lease, settings.lease_time_s, address, authorities)
 
 
 async def check_shared_lease(settings: Settings) -> None:

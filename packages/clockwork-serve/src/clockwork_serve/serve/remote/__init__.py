@@ -1,1 +1,1 @@
-"""Workers and gateways on other machines: the bridge, its links, transfer of artefacts."""
+"""Workers and gateways on other machines: the bridge, its links, tensors, artefacts."""

@@ -305,16 +305,25 @@ class Bridge:
         self._peers.pop(peer.link, None)
 
 
-def judge_of(runtime: Mapping[str, str], kinds: Collection[str], *, grow: bool = False) -> Judge:
+def judge_of(
+    runtime: Mapping[str, str], kinds: Collection[str], *, grow: bool = False, store: bool = True
+) -> Judge:
     """Returns the check of which worker may join a server whose artefacts need this ``runtime``.
 
     ``kinds`` are those of devices for which it has profiles; unless they ``grow``, who has another one is
-    refused for good. A gateway runs no model. Whether builds understand each other their Hellos have said.
+    refused for good. So is every worker of a server without a ``store``. A gateway runs no model. Whether
+    builds understand each other their Hellos have said.
     """
 
     def judge(machine: MachineHello | FarGateway) -> Refused | None:
         if isinstance(machine, FarGateway):
             return None
+        if not store:
+            return Refused(
+                why="store: expected the server to have a shared store, from which workers on other machines "
+                "take models; found none; start the server (clockwork serve) with --store, and the worker "
+                "with the same"
+            )
         differ = sorted(
             name for name in {**runtime, **machine.runtime} if runtime.get(name) != machine.runtime.get(name)
         )

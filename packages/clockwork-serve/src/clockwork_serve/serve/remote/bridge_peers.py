@@ -24,7 +24,6 @@ from clockwork_serve.messages import (
     CodeRemoved,
     DeviceNumbers,
     FarGateway,
-    Fetch,
     Frame,
     Hello,
     Infer,
@@ -46,7 +45,6 @@ from clockwork_serve.messages import (
 from clockwork_serve.serve.remote.link import Complaints, MachineLink
 from clockwork_serve.serve.remote.tensor_link import decode
 from clockwork_serve.serve.remote.tensors import FEW
-from clockwork_serve.serve.remote.transfer import code_parts, no_parts, weights_parts
 from clockwork_serve.serve.transport import Link, OnFrames, OnLost, hello
 
 # ------------------------------------------------------------
@@ -291,7 +289,6 @@ class WorkerPeer(Peer):
     ) -> None:  # fmt: skip
         super().__init__(link, reach, models, judge, on_gone, complaints)
         self._actions = Actions()
-        self._codes: dict[str, CodeAdded] = {}  # that the controller sent for it
 
     @property
     def inside_name(self) -> str:
@@ -299,7 +296,7 @@ class WorkerPeer(Peer):
         return f"worker-{self.name}"
 
     def on_catalogue(self, frame: ModelAdded | ModelRemoved) -> None:
-        """Forward it: the worker fetches the weights of all served models."""
+        """Forward it: the worker takes the weights of all served models from the store."""
         self.link.send(frame)
 
     # From there
@@ -309,13 +306,13 @@ class WorkerPeer(Peer):
         return frame if isinstance(frame, MachineHello) and frame.worker == self.name else None
 
     def welcomed(self) -> None:
-        """Send the models before any code, so that the worker fetches their weights before it is ready."""
+        """Send the models before any code, so that the worker has their weights before it is ready."""
         self.link.send(Admitted())
         for model in self.models.values():
             self.link.send(ModelAdded(model=model))
 
     def from_there(self, frame: Frame) -> bool:
-        """Handle results, and requests for artefacts."""
+        """Handle results, and what else a worker reports."""
         match frame:
             case Result():
                 self.inward(self._actions.end(frame, time.monotonic_ns()))
@@ -327,8 +324,6 @@ class WorkerPeer(Peer):
                     raise TransportError(f"it has not one device that is called {self.name}")
                 self._actions.adopt(frame)
                 self.inward(structs.replace(frame, worker=self.inside_name))
-            case Fetch():
-                self._fetch(frame)
             case _:
                 return False
         return True
@@ -345,29 +340,9 @@ class WorkerPeer(Peer):
                 case Load() | Unload() | Infer():
                     self._actions.sent(frame, now_ns)
                     self.link.send(frame)
-                case RetainWeights() | TensorsOffered():
-                    self.link.send(frame)
-                case CodeAdded():
-                    self._codes[frame.code.code_id] = frame
-                    self.link.send(frame)
-                case CodeRemoved():
-                    self._codes.pop(frame.code_id, None)
+                case RetainWeights() | TensorsOffered() | CodeAdded() | CodeRemoved():
                     self.link.send(frame)
                 case ModelAdded():
                     pass  # the bridge has them from its own link
                 case _:
                     _log.error("the controller sent a %s, which no worker takes", type(frame).__name__)
-
-    # Artefacts
-
-    def _fetch(self, asked: Fetch) -> None:
-        """Send an artefact, if it is a code that the controller sent for it, or weights of a served model."""
-        parts = no_parts(asked, f"{asked.what} {asked.name} is not served here")
-        if asked.what == "code" and (added := self._codes.get(asked.name)) is not None:
-            parts = code_parts(asked, added.code)
-        elif asked.what == "weights":
-            for model in self.models.values():
-                if model.weights.weights_id == asked.name:
-                    parts = weights_parts(asked, model.weights)
-                    break
-        self.link.queue(parts)

@@ -180,6 +180,16 @@ def check_joining(settings: Settings, joining: str) -> None:
     cluster_files(settings).check(f"{joining} on another machine")
 
 
+def check_store(settings: Settings) -> None:
+    """Raise :class:`ConfigError` if a worker on another machine has nowhere to take models from."""
+    if not settings.store:
+        raise ConfigError(
+            "store: expected the shared store of the server, from which a worker on another machine takes "
+            "models (a folder that both see, s3://..., http://...); found none; give the same to "
+            "clockwork serve and to clockwork worker with --store"
+        )
+
+
 def runtime() -> dict[str, str]:
     """What the artefacts of this machine depend on beside their models, and how they are laid out."""
     from clockwork_serve.store import runtime_fingerprint  # imports ONNX and its runtime: 0.2 s of CPU

@@ -7,8 +7,6 @@ import logging
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -25,14 +23,14 @@ from clockwork_serve.units import KIB
 # ------------------------------------------------------------
 # Links between machines: TCP and TLS, both sides with certificates of one authority.
 #
-# They work as links on one host do, and more: a link over which nothing is received for a while is lost, and
-# artefacts wait for small frames. Tensors have connections of their own.
+# They work as links on one host do, and more: a link over which nothing is received for a while is lost.
+# Tensors have connections of their own.
 
 
 SILENCE_S: Final = 2.0  # after how long without a byte a link is lost, by default
 BEATS: Final = 4  # how many pings are sent within that time
 PIECE_BYTES: Final = 128 * KIB
-"""The most bytes of tensors and artefacts in one frame: a millisecond of a fast network."""
+"""The most bytes of tensors in one frame: a millisecond of a fast network."""
 CONNECT_S: Final = 5.0  # the time limit of the handshake of TLS
 TCP_S: Final = 0.4
 """That of TCP, after which another attempt is worth more: to a host of which nothing is heard the
@@ -63,8 +61,6 @@ class MachineLink(Link):
         self._silence_s = silence_s
         self._heard_s = self._loop.time()
         self._beat: asyncio.TimerHandle | None = None
-        self._full = False  # more was written than the loop likes to hold
-        self._paced: deque[Iterator[Frame]] = deque()  # frames that may wait; the first of them is being sent
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the timeout, set options of the socket, and go on as on one host."""
@@ -79,29 +75,6 @@ class MachineLink(Link):
         """Restart the timeout: any byte shows that the peer lives."""
         self._heard_s = self._loop.time()
         super().buffer_updated(nbytes)
-
-    def queue(self, frames: Iterator[Frame]) -> None:
-        """Queue frames, to be sent as fast as the network accepts them; those of :meth:`send` go first."""
-        self._paced.append(frames)
-        self._pump()
-
-    def pause_writing(self) -> None:
-        """Pause the queues: the write buffer is full."""
-        self._full = True
-
-    def resume_writing(self) -> None:
-        """Resume the queues: the write buffer has drained."""
-        self._full = False
-        self._pump()
-
-    def _pump(self) -> None:
-        while self._paced and not self._full and self.is_open:
-            frame = next(self._paced[0], None)
-            if frame is None:
-                self._paced.popleft()
-                continue
-            self.send(frame)
-            self.flush()
 
     def _why_refused(self, transport: asyncio.BaseTransport) -> str:
         return why_refused(transport)
@@ -130,7 +103,6 @@ class MachineLink(Link):
 
     def _end(self) -> None:
         super()._end()
-        self._paced.clear()
         if self._beat is not None:
             self._beat.cancel()
             self._beat = None

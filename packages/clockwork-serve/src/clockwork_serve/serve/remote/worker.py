@@ -25,7 +25,6 @@ from clockwork_serve.messages import (
     CodeAdded,
     CodeReady,
     CodeRemoved,
-    Fetch,
     Frame,
     Hello,
     Infer,
@@ -33,7 +32,6 @@ from clockwork_serve.messages import (
     MachineHello,
     ModelAdded,
     ModelRemoved,
-    Part,
     Result,
     RetainWeights,
     Role,
@@ -41,11 +39,11 @@ from clockwork_serve.messages import (
     Unload,
     WorkerJoined,
 )
+from clockwork_serve.serve.remote.artefacts import MachineArtefacts
 from clockwork_serve.serve.remote.config import ClusterContext, cluster_files, runtime
 from clockwork_serve.serve.remote.finding import Joiner
 from clockwork_serve.serve.remote.link import MachineLink
 from clockwork_serve.serve.remote.tensors import RemoteTensors, waiting_s
-from clockwork_serve.serve.remote.transfer import MachineArtefacts
 from clockwork_serve.serve.transport import Link, hello
 from clockwork_serve.serve.worker.host import WorkerConfig, WorkerHost
 from clockwork_serve.serve.worker.lanes import Answer
@@ -64,16 +62,13 @@ class MachineHost(WorkerHost):
         super().__init__(config, devices, on_codes_changed)
         settings = self._settings = config.settings
         self._kinds = tuple(profile_kind(device) for device in config.devices)
-        self._source: Link | None = None  # of artefacts: from the first frame on, which may name some
         self._joiner = Joiner(
-            hello(Role.WORKER, config.name), settings, self._on_admitted_frames, self._on_lost, self._fence
+            hello(Role.WORKER, config.name), settings, self._on_frames, self._on_lost, self._fence
         )
         self._artefacts = MachineArtefacts(
-            Cache(settings.cache, reads_weights=False), self._tell, self._tell, self.verifier.add,
-            Cache(settings.cache, reads_weights=False, store=settings.store) if settings.store else None,
+            Cache(settings.cache, reads_weights=False, store=settings.store), self.verifier.add
         )  # fmt: skip
         self.tensors = self._tensors = tensors_of(self, settings, split_addresses(settings.controller)[0][0])
-        self._removed: set[str] = set()  # codes that were removed while they were fetched
         self._epoch = 0  # of the last controller that it joined; 0 if that had no lease that hosts share
         self._strays: set[int] = set()  # actions that still run, of which the controller was told nothing
 
@@ -103,10 +98,6 @@ class MachineHost(WorkerHost):
     def _on_open(self, link: MachineLink) -> None:
         self._tensors.server = self._joiner.host
 
-    def _on_admitted_frames(self, link: Link, frames: list[Frame]) -> None:
-        self._source = link
-        self._on_frames(link, frames)
-
     def _offer(self, link: Link) -> None:
         # Versions of weights are comparable between controllers that share a lease, and between no others.
         known = bool(self._epoch and link.peer.epoch)
@@ -122,7 +113,6 @@ class MachineHost(WorkerHost):
             self.executors.post(*(RetainWeights(device=spec.device) for spec in self._specs))
 
     def _on_lost(self, link: Link) -> None:
-        self._source = None
         super()._on_lost(link)
         self._artefacts.forget()
 
@@ -137,10 +127,9 @@ class MachineHost(WorkerHost):
                 case Load():
                     self._load(link, frame)
                 case CodeAdded():
-                    self._removed.discard(frame.code.code_id)
-                    self._artefacts.code(frame, self._on_code)
+                    self._artefacts.add_code(frame, self._on_code)
                 case CodeRemoved():
-                    self._removed.add(frame.code_id)
+                    self._artefacts.remove_code(frame.code_id)
                     self.post(frame)
                 case Unload() | RetainWeights():
                     self.post(frame)
@@ -148,8 +137,6 @@ class MachineHost(WorkerHost):
                     self._artefacts.add_model(frame.model)
                 case ModelRemoved():
                     self._artefacts.remove_model(frame.model)
-                case Part():
-                    self._artefacts.take(frame)
                 case TensorsOffered():
                     self._tensors.offered(frame)
                 case Admitted():
@@ -173,16 +160,11 @@ class MachineHost(WorkerHost):
     def _on_code(self, added: CodeAdded, error: str) -> None:
         code = added.code
         if not error:
-            if code.code_id not in self._removed:
-                self.post(added)
+            self.post(added)
             return
         for spec in self._specs:
             if spec.runs(code.backend) and self._link is not None:
                 self._link.send(CodeReady(device=spec.device, code_id=code.code_id, ok=False, message=error))
-
-    def _tell(self, frame: ArtefactDamaged | Fetch) -> None:
-        if self._source is not None:
-            self._source.send(frame)
 
     def _answer(self, answer: Answer) -> None:
         if isinstance(answer, Result) and answer.action_id in self._strays:

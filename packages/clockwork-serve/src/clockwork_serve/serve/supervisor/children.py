@@ -16,7 +16,7 @@ from clockwork_serve.config import Settings
 from clockwork_serve.errors import ClockworkError, ConfigError
 from clockwork_serve.serve.gateway.access import check_access_files
 from clockwork_serve.serve.gateway.settings import check_gateways
-from clockwork_serve.serve.remote.config import FAR_GATEWAY, FAR_NAME, check_joining
+from clockwork_serve.serve.remote.config import FAR_GATEWAY, FAR_NAME, check_joining, check_store
 from clockwork_serve.serve.supervisor.config import device_configs, heard_soon
 from clockwork_serve.serve.supervisor.limits import check_limits
 from clockwork_serve.serve.supervisor.processes import (
@@ -110,6 +110,7 @@ def worker_launches(settings: Settings, run_dir: Path) -> list[Launch]:
 def run_workers(settings: Settings) -> int:
     """Run workers as :func:`run_until_stopped`. Raises :class:`ConfigError` if a setting is missing."""
     check_joining(settings, "a worker")
+    check_store(settings)
     settings = heard_soon(settings) if "," in settings.controller else settings
     check_limits(settings, device_configs(settings), joining=True)
     return run_until_stopped(lambda run_dir: worker_launches(settings, run_dir), settings.drain_s)

@@ -345,7 +345,8 @@ def _prepare(preparation: Preparation) -> PreparedRepository:
         entries = _found(repository, preparation, missing) if asked else repository.scan()
         able, unfit = runnable(entries, preparation.devices)
         able = _without(preparation.crashed, able)
-        work = _Work(able, [*preparation.crashed, *unfit, *missing], cache, profiler)
+        shares = bool(preparation.settings.listen_machines)
+        work = _Work(able, [*preparation.crashed, *unfit, *missing], cache, profiler, shares=shares)
         compiling = partial(
             compile_all, repository, cache, partial(_write_progress, "compile"), entries=able,
             compiler=CatalogueCompiler(cache, repository)
@@ -363,14 +364,17 @@ class _Work:
     """Models are compiled in threads, and profiled meanwhile: urgent ones first, then as they come.
 
     Those whose codes need not be measured wait for no others. ``urgent`` are names, and may be set by any
-    thread. ``problems`` are known already.
+    thread. ``problems`` are known already. ``shares``: the shared store gets all of them, also what the cache
+    had before, for workers on other machines have them from nowhere else.
     """
 
     def __init__(
-        self, entries: Sequence[Entry], problems: Sequence[Problem], cache: Cache, profiler: Profiler
-    ) -> None:
+        self, entries: Sequence[Entry], problems: Sequence[Problem], cache: Cache, profiler: Profiler, *,
+        shares: bool = False,
+    ) -> None:  # fmt: skip
         self.urgent: tuple[str, ...] = ()
         self._cache = cache
+        self._shares = shares
         self._profiler = profiler
         self._compiled: SimpleQueue[tuple[str, ServedVersion | Problem] | None] = SimpleQueue()
         self._left = {entry.name: len(entry.versions) for entry in entries}  # versions to be compiled
@@ -472,6 +476,8 @@ class _Work:
             self._problems[name].append(found)
         else:
             self._served.setdefault(name, []).append(found)
+            if self._shares:
+                self._cache.share_model(found.code.code_id, found.model.weights.weights_id)
         self._left[name] -= 1
         if not self._left[name]:
             self._ready[name] = None
