@@ -251,7 +251,7 @@ class Hosts:
     def __init__(self, folder: Path, home: list[Host], stack: ExitStack, lease_s: float = LEASE_S) -> None:
         self._folder, self._stack, self._lease_s = folder, stack, lease_s
         self.home = dict(zip(HOSTS, home, strict=True))
-        self._files = dict(zip(HOSTS, certificates(folder, [host.address for host in home]), strict=True))
+        self._files = dict(zip(HOSTS, certificates(folder, len(home)), strict=True))
         # In a network of its own, every port is free that is here.
         self._at = {
             name: f"{at.address}:{free_port('127.0.0.1' if at.before else at.address)}"

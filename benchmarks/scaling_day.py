@@ -424,7 +424,7 @@ class FarWorkers:
 def real(outcome: Outcome, folder: Path, seconds: float) -> None:
     """A quarter of the time one device has little to do, then four times as much comes, then little again."""
     repositories.emulated(folder / "models", "net", {1: SERVICE_MS})
-    own, far = certificates(folder, ["127.0.0.1", "127.0.0.1"])
+    own, far = certificates(folder, 2)
     at, store = f"127.0.0.1:{free_port()}", str(folder / "store")
     Path(store).mkdir()
     workers = FarWorkers(folder, {"controller": at, "store": store, **far})

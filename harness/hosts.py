@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import trustme
 
+from clockwork_serve.config import CLUSTER_NAME
 from harness.process_tree import descendants
 
 LOOPBACK: Final = "the loopback"
@@ -95,12 +96,12 @@ def _quietly(*words: str) -> None:
         ip(*words)
 
 
-def certificates(folder: Path, addresses: list[str]) -> list[dict[str, Any]]:
-    """Settings of an authority's certificate for each address."""
+def certificates(folder: Path, count: int) -> list[dict[str, Any]]:
+    """Settings of so many certificates of one authority, with the cluster's name."""
     authority, found = trustme.CA(), list[dict[str, Any]]()
     authority.cert_pem.write_to_path(folder / "ca.pem")
-    for number, address in enumerate(addresses):
-        leaf = authority.issue_cert(address)
+    for number in range(count):
+        leaf = authority.issue_cert(CLUSTER_NAME)
         leaf.private_key_pem.write_to_path(folder / f"{number}.key")
         (folder / f"{number}.key").chmod(0o600)
         (folder / f"{number}.pem").write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))

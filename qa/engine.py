@@ -144,13 +144,14 @@ class Stage:
 
 
 def deployment(folder: Path, http_port: int, controllers: int) -> str:
-    """A gateway, a worker, and a controller that has the repository; or two, with a store's catalogue."""
+    """A gateway, a worker, and a controller that has the repository; or two, with the store's catalogue."""
     cache = f'cache = "{folder}/cache-'
-    source = f'repository = "{folder}/models"' if controllers == 1 else f'store = "{folder}/store"'
+    source = f'repository = "{folder}/models"' if controllers == 1 else ""
     labels = 'labels = {zone = "in(none, a, b, c)"}'  # of which the first is on no node
     return f"""
 name = "{NAME}"
 {source}
+store = "{folder}/store"
 [controllers]
 count = {controllers}
 {labels}
@@ -189,6 +190,7 @@ def staged(controllers: int, on_loopback: str) -> Iterator[Stage]:
         folder = Path(name)
         for index in range(MODELS):
             repositories.emulated(folder / "models", f"m{index}", {1: 5.0, 8: 10.0})
+        (folder / "store").mkdir()
         if controllers > 1:
             fill(folder)
         node = {"num_cpus": 4, "object_store_memory": 80 << 20}
@@ -217,8 +219,7 @@ def staged(controllers: int, on_loopback: str) -> Iterator[Stage]:
 
 
 def fill(folder: Path) -> None:
-    """A store with what two controllers serve, put there by a builder."""
-    (folder / "store").mkdir()
+    """Have a builder put into the store what two controllers serve."""
     command = [sys.executable, "-m", "clockwork_serve", "profile", str(folder / "models")]
     options = [f"--store={folder}/store", f"--cache={folder}/cache-builder", f"--device={DEVICE}"]
     subprocess.run([*command, *options], check=True, capture_output=True, timeout=PATIENCE_S)

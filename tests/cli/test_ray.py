@@ -17,7 +17,7 @@ code = run(sys.argv[1:])
 assert "ray" not in sys.modules
 sys.exit(code)
 """
-SMALL = 'name = "small"\nrepository = "models"\n[[workers]]\ndevice = "cpu"\n'
+SMALL = 'name = "small"\nstore = "store"\n[[workers]]\ndevice = "cpu"\n'
 
 
 def clockwork(*words: str) -> subprocess.CompletedProcess[str]:

@@ -8,12 +8,8 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
-import trustme
-
-from tests.serve.certificates import Certificates
 
 _NETWORK = os.getpid() % 0x4000
 HERE, THERE = (f"10.177.{_NETWORK >> 6}.{(_NETWORK & 0x3F) * 4 + end}" for end in (1, 2))
@@ -65,17 +61,3 @@ def laid() -> Iterator[Cable]:
         yield Cable(name, near)
     finally:
         ip("netns", "del", name)
-
-
-def certificates_of_cable(folder: Path) -> Certificates:
-    """Those of a server at this end."""
-    authority = trustme.CA()
-    found = Certificates(*(str(folder / f"{name}.pem") for name in Certificates.__dataclass_fields__))
-    authority.cert_pem.write_to_path(found.ca)
-    for leaf, chain, key in (
-        (authority.issue_cert(HERE), found.certificate, found.key),
-        (authority.issue_cert("client", THERE), found.client_certificate, found.client_key),
-    ):
-        leaf.private_key_pem.write_to_path(key)
-        Path(chain).write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
-    return found

@@ -19,7 +19,7 @@ from harness.http_load import Report, closed_loop, infer_message, run
 from harness.ports import free_port
 from harness.serving import Serving, total, until
 from tests.end_to_end import cables, machines
-from tests.end_to_end.cables import Cable, certificates_of_cable
+from tests.end_to_end.cables import Cable
 from tests.end_to_end.conftest import call, x_json
 from tests.end_to_end.machines import MODELS, PAGE, WIDE, FarWorker, far_worker, joined
 from tests.serve.certificates import certificates
@@ -189,7 +189,7 @@ def test_a_pulled_cable_and_a_worker_in_a_network_of_its_own(
     cable: Cable, tmp_path: Path, start: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The kernel's own silence: no proxy, no reset, no end."""
-    files, port = certificates_of_cable(tmp_path), free_port()
+    files, port = certificates(tmp_path), free_port()
     bridge = machines.settings(files, port, SILENCE_S) | {"listen_machines": f"{cables.HERE}:{port}"}
     with (
         start(machines.matrices(tmp_path / "models"), memory_bytes=PAGE, **bridge) as serving,

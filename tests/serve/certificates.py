@@ -9,6 +9,8 @@ from typing import Any
 
 import trustme
 
+from clockwork_serve.config import CLUSTER_NAME
+
 
 @dataclass(frozen=True)
 class Certificates:
@@ -31,8 +33,8 @@ class Certificates:
 @cache
 def _made(generation: int) -> tuple[trustme.CA, trustme.LeafCert, trustme.LeafCert, trustme.LeafCert]:
     authority = trustme.CA()
-    names = ("localhost", "127.0.0.1")
-    server, client = authority.issue_cert(*names), authority.issue_cert("client", "127.0.0.1")
+    names = ("localhost", "127.0.0.1", CLUSTER_NAME)
+    server, client = authority.issue_cert(*names), authority.issue_cert("client", CLUSTER_NAME)
     return authority, server, client, authority.issue_cert("x")
 
 
@@ -40,10 +42,10 @@ def certificates(folder: Path) -> Certificates:
     return _written(folder, 1)
 
 
-def certificate_of(given: Certificates, folder: Path, address: str) -> Certificates:
-    """The same, with a client's certificate for another address; in files of ``folder``."""
-    leaf = _made(1)[0].issue_cert(address)
-    chain, key = folder / "address.pem", folder / "address.key"
+def certificate_of(given: Certificates, folder: Path, name: str) -> Certificates:
+    """The same, with a client's certificate of another name; in files of ``folder``."""
+    leaf = _made(1)[0].issue_cert(name)
+    chain, key = folder / "named.pem", folder / "named.key"
     leaf.private_key_pem.write_to_path(key)
     key.chmod(0o600)
     chain.write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))

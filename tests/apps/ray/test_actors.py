@@ -17,7 +17,8 @@ import msgspec
 import pytest
 from cryptography import x509
 
-from clockwork_serve.apps.ray.deployment import CLUSTER_NAME, ClusterRole
+from clockwork_serve.apps.ray.deployment import ClusterRole
+from clockwork_serve.config import CLUSTER_NAME
 from clockwork_serve.serve.remote.config import ClusterFiles, context_of
 from harness.server import alive
 from harness.serving import until
@@ -43,7 +44,7 @@ def files(folder: Path, credentials: Any) -> ClusterFiles:
     for what, content in msgspec.structs.asdict(credentials).items():
         (folder / what).write_bytes(content)
     certificate, key = str(folder / "certificate"), str(folder / "key")
-    return ClusterFiles(certificate=certificate, key=key, ca=certificate, name=CLUSTER_NAME)
+    return ClusterFiles(certificate=certificate, key=key, ca=certificate)
 
 
 def shake_hands(client: ClusterFiles, server: ClusterFiles) -> None:

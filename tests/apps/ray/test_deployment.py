@@ -138,7 +138,7 @@ def test_command_lines_hold_what_the_file_says_and_what_the_place_is(tmp_path: P
         "gateway", "--json", "--host=0.0.0.0", "--no-model-control", "--shared-memory=off",
         "--trusted-hosts=a.example", "--controller=10.0.0.1:7000,10.0.0.2:7000",
         "--machine-name=gateway-aaaaaaaa-0", "--cluster-certificate=/run/certificate.pem",
-        "--cluster-key=/run/key.pem", "--cluster-ca=/run/certificate.pem", "--cluster-name=cluster.clockwork",
+        "--cluster-key=/run/key.pem", "--cluster-ca=/run/certificate.pem",
     ]  # fmt: skip
     worker = words(found["worker-cuda-2"])
     assert worker[3:7] == ["worker", "--device=cuda", "--device=cuda", "--store=s3://models/shop"]
@@ -159,8 +159,8 @@ def test_an_address_of_version_6_stands_in_brackets(tmp_path: Path) -> None:
     assert "--listen-machines=[fd00::9]:7000" in command_of(role, "fd00::9", 7000, [], str)
 
 
-SMALL = 'name = "small"\nrepository = "models"\n[[workers]]\ndevice = "cpu"\n'
-STORED = SMALL.replace("repository", "store")
+SMALL = 'name = "small"\nrepository = "models"\nstore = "store"\n[[workers]]\ndevice = "cpu"\n'
+STORED = SMALL.replace('repository = "models"\n', "")
 
 
 def test_a_small_file_is_one_of_everything(tmp_path: Path) -> None:
@@ -168,7 +168,9 @@ def test_a_small_file_is_one_of_everything(tmp_path: Path) -> None:
 
     assert [role.name for role in found] == ["controller-0", "gateway-0", "worker-cpu-0"]
     assert sum(role.cpus for role in found) == 2
-    assert {"serve", f"{Path.cwd()}/models", "--device=cpu"} <= {*found[0].words}
+    store = f"--store={Path.cwd()}/store"
+    assert {"serve", f"{Path.cwd()}/models", store, "--device=cpu"} <= {*found[0].words}
+    assert store in found[2].words
 
 
 @pytest.mark.parametrize(
@@ -179,7 +181,7 @@ def test_a_small_file_is_one_of_everything(tmp_path: Path) -> None:
         (SMALL.replace("repository", "repositry"), "repositry (from FILE): expected a known field"),
         (SMALL.partition("\n")[2], "name (from FILE): expected a value, found 'none'; write name = ..."),
         ('name = "x"\nstore = "s"\n', "workers (from FILE): expected a value"),
-        (SMALL.replace('repository = "models"', ""), "store (from FILE): expected a shared store"),
+        (SMALL.replace('store = "store"', ""), "store (from FILE): expected a value, found 'none'"),
         (SMALL + "cont = 2\n", "workers[0].cont (from FILE): expected a known field, found 'cont'; did"),
         (SMALL + 'count = "2"\n', "workers[0].count (from FILE): expected int | null, found '2'; correct it"),
         (SMALL + "count = 0\n", "workers[0].count (from FILE): expected int >= 1, found 0"),

@@ -65,7 +65,7 @@ async def test_frames_go_both_ways_and_pings_stay_inside(tmp_path: Path) -> None
         assert not here.lost
 
 
-async def test_a_name_of_the_cluster_is_asked_for_instead_of_the_address(tmp_path: Path) -> None:
+async def test_the_cluster_s_name_is_asked_for_and_no_address(tmp_path: Path) -> None:
     async with far(tmp_path) as there:
         here = Side()
         joining = theirs(certificates(tmp_path))

@@ -54,7 +54,9 @@ class Host:
         folder.mkdir()
         self.controller = Orders(folder)
         self.port = free_port()
-        settings = Settings(listen_machines=f"127.0.0.1:{self.port}", silence_s=5.0, **ours(made).named())
+        settings = Settings(
+            listen_machines=f"127.0.0.1:{self.port}", silence_s=5.0, store="s3://x", **ours(made).named()
+        )
         self._config = BridgeConfig(run_dir=str(folder), settings=settings, kinds=(), shared=True)
         self._stop = asyncio.Event()
         self._serving = asyncio.ensure_future(process.serve(self._config, self._stop))

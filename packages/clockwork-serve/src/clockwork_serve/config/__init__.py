@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from clockwork_serve.config.reader import read_settings
-from clockwork_serve.config.table import SETTINGS, Setting, Settings, default_cache, setting
+from clockwork_serve.config.table import CLUSTER_NAME, SETTINGS, Setting, Settings, default_cache, setting
 
-__all__ = ["SETTINGS", "Setting", "Settings", "default_cache", "read_settings", "setting"]
+__all__ = ["CLUSTER_NAME", "SETTINGS", "Setting", "Settings", "default_cache", "read_settings", "setting"]

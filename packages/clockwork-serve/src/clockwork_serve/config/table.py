@@ -50,6 +50,9 @@ from clockwork_serve.units import GIB, KIB, MIB, ms, plain
 
 PREFIX = "CLOCKWORK_"
 
+CLUSTER_NAME: Final = "cluster.clockwork"
+"""What the certificates of all machines name, unless ``cluster_name`` says otherwise. None has an address: a
+machine may have several, and processes move."""
 IN_MEMORY: Final = "memory"  # the journal's place that is no file of the user's: the server's private folder
 JOURNAL_BYTES_IN_MEMORY: Final = 64 * MIB
 JOURNAL_BYTES: Final = 4 * GIB
@@ -307,9 +310,8 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         path, "PEM file of the authority of all machines' certificates", GATEWAY | WORKER,
     )] = ""
     cluster_name: Annotated[str, Setting(
-        host_name, "name that certificates of other machines must have; none: the address of each",
-        GATEWAY | WORKER,
-    )] = ""
+        host_name, "name that the certificates of all machines have", GATEWAY | WORKER,
+    )] = CLUSTER_NAME
 
     # Running
     cache: Annotated[str, Setting(

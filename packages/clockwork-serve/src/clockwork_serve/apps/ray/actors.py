@@ -31,7 +31,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from msgspec import Struct
 
 from clockwork_serve.apps.ray.deployment import (
-    CLUSTER_NAME,
     CONTROLLER_ROLE,
     Bundle,
     ClusterRole,
@@ -39,6 +38,7 @@ from clockwork_serve.apps.ray.deployment import (
     command_of,
     joined,
 )
+from clockwork_serve.config import CLUSTER_NAME
 from clockwork_serve.errors import described, printable
 from clockwork_serve.telemetry.counters import DevicesWanted
 

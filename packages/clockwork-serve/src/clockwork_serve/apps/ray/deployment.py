@@ -71,7 +71,7 @@ class Deployment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     name: Name
     repository: str = ""
-    store: str = ""
+    store: Annotated[str, Meta(min_length=1)]
     address: str = ""
     controllers: Controllers = Controllers()
     gateways: Section = Section()
@@ -126,11 +126,6 @@ def _misfit(said: str, values: Any, file: str) -> ConfigError:
 
 def _check(found: Deployment, file: str) -> None:
     """Raise :class:`ConfigError` for what concerns several fields."""
-    if not found.repository and not found.store:
-        raise wrong(
-            "store", file, "a shared store, or a repository, that nodes of controllers see", "neither",
-            'write store = "FOLDER|URL" or repository = "FOLDER"',
-        )  # fmt: skip
     if found.repository and found.controllers.count > 1:
         remedy = "leave the repository out: there may be 2 with the catalogue of a store"
         raise wrong("controllers.count", file, "1 with a repository", found.controllers.count, remedy)
@@ -244,9 +239,8 @@ def roles_of(deployment: Deployment, nodes: Sequence[Node]) -> tuple[ClusterRole
         raise _short("controllers.count", f"{controllers.count} nodes for controllers", fit)
     found = [*_roles(deployment, "controllers", controllers, controller_words(deployment), nodes)]
     found += _roles(deployment, "gateways", deployment.gateways, (GATEWAY_ROLE, "--json"), nodes)
-    store = [f"--store={deployment.store}"] if deployment.store else []
     for one in deployment.workers:
-        words = (WORKER_ROLE, *[f"--device={one.device}"] * one.devices, *store)
+        words = (WORKER_ROLE, *[f"--device={one.device}"] * one.devices, f"--store={deployment.store}")
         found += _roles(deployment, "workers", one, words, nodes)
     for what, wanted, there in (
         ("CPUs", sum(role.cpus for role in found), sum(node.cpus for node in nodes)),
@@ -341,21 +335,17 @@ def _bundle(role: ClusterRole) -> Bundle:
 # Command lines.
 
 
-CLUSTER_NAME: Final = "cluster.clockwork"
-"""The name in the certificate, which has no address: a node may have several."""
-
-
 def controller_words(deployment: Deployment) -> tuple[str, ...]:
     """The command of a controller, but for what is known where it runs, and its settings.
 
     With a store's catalogue it is one by itself, with a repository a server that has a device of each kind.
     """
-    store = [f"--store={deployment.store}"] if deployment.store else []
+    store = f"--store={deployment.store}"
     if not deployment.repository:
-        return ("controller", *store, f"--lease={deployment.name}", "--json", "--metrics-port=0")
+        return ("controller", store, f"--lease={deployment.name}", "--json", "--metrics-port=0")
     devices = dict.fromkeys(one.device for one in deployment.workers)
     own = [f"--{port}-port=0" for port in ("http", "grpc", "metrics")]
-    return ("serve", deployment.repository, *store, "--json", *(f"--device={one}" for one in devices), *own)
+    return ("serve", deployment.repository, store, "--json", *(f"--device={one}" for one in devices), *own)
 
 
 def command_of(
@@ -368,7 +358,7 @@ def command_of(
         place = [f"--controller={','.join(controllers)}", f"--machine-name={role.name}"]
     identity = [
         f"--cluster-certificate={file('certificate')}", f"--cluster-key={file('key')}",
-        f"--cluster-ca={file('certificate')}", f"--cluster-name={CLUSTER_NAME}",
+        f"--cluster-ca={file('certificate')}",
     ]  # fmt: skip
     return [sys.executable, "-m", "clockwork_serve", *role.words, *place, *identity]
 

@@ -26,7 +26,7 @@ from clockwork_serve.serve.gateway.gateway import Gateway
 from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.http.routes import Endpoints, find_metrics_route
 from clockwork_serve.serve.http.server import BalancerConfig, HttpServer
-from clockwork_serve.serve.remote.config import ClusterContext, cluster_files, refused_by_itself
+from clockwork_serve.serve.remote.config import ClusterContext, cluster_files
 from clockwork_serve.serve.remote.finding import FarConnector
 from clockwork_serve.serve.remote.tensor_server import TensorServer
 from clockwork_serve.telemetry import Journal, refusals_path
@@ -130,11 +130,6 @@ class GatewayServers:
         except ConfigError as error:
             raise TransportError(str(error)) from None
         self.gateway.slots.server = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        # What workers would find is found here first, for nobody may be there yet to find it.
-        wrong = refused_by_itself(cluster_files(self.config.settings), at=host)
-        if wrong and self.gateway.link.unreached != wrong:
-            _log.error("workers will get no tensors from this gateway at %s: %s", host, wrong)
-            self.gateway.link.unreached = wrong
 
     def _listen_for_workers(self, host: str) -> int:
         assert self.tensors is not None, "others may get tensors here"

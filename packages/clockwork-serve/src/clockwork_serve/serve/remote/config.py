@@ -11,7 +11,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from clockwork_serve.config import Settings
+from clockwork_serve.config import CLUSTER_NAME, Settings
 from clockwork_serve.config.values import split_address
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve.gateway import tls as pem
@@ -34,13 +34,13 @@ HANDSHAKE_TURNS: Final = 3  # after so many turns of each side a handshake is ov
 class ClusterFiles(Struct, frozen=True, kw_only=True):
     """Paths of PEM files: this machine's certificate, its key, and the authority of all machines.
 
-    ``name`` is what the certificates of others name; empty: the address at which each is.
+    ``name`` is what all certificates name, this machine's and those of others; no address counts.
     """
 
     certificate: str = ""
     key: str = ""
     ca: str = ""
-    name: str = ""
+    name: str = CLUSTER_NAME
 
     def check(self, asked_by: str) -> None:
         """Raise :class:`ConfigError` unless all three are there and fit; ``asked_by`` is what needs them."""
@@ -51,6 +51,13 @@ class ClusterFiles(Struct, frozen=True, kw_only=True):
                     "authority that signed those of all machines; found none; name all three"
                 )
         context_of(self, server=True)
+        error = _refusal_of_itself(self)
+        if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code == _OTHER_NAME:
+            raise ConfigError(
+                f"cluster_certificate: expected one that names {self.name}, as all of the cluster do; found "
+                f"another name, or addresses alone, in {self.certificate}; sign one with subjectAltName="
+                f"DNS:{self.name}, or give all machines the name that theirs have with --cluster-name"
+            )
         if Path(self.key).stat().st_mode & 0o004:
             _log.warning("cluster_key: every user of this host may read %s; chmod 600 it", self.key)
 
@@ -74,28 +81,34 @@ def context_of(files: ClusterFiles, *, server: bool) -> PeerContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols([PROTOCOL_NAME])
     pem.load_chain(context, "cluster", files.certificate, files.key)
-    # Clients check the server's name by default (check_hostname); a peer without a certificate is refused.
+    # Clients check the server's name, by check_hostname; a peer without a certificate is refused.
     pem.load_authorities(context, "cluster_ca", files.ca)
     return context
 
 
-def refused_by_itself(files: ClusterFiles, at: str = "") -> str:
+_OTHER_NAME: Final = 62  # X509_V_ERR_HOSTNAME_MISMATCH of OpenSSL
+
+
+def refused_by_itself(files: ClusterFiles) -> str:
     """Why a machine with these files would not accept this very certificate; "" if it would.
 
-    It is that of who connects or, with ``at``, of who is reached at that address. Where TLS refuses who
-    connects, its server alone knows why: the connection is just closed.
+    Where TLS refuses who connects, its server alone knows why: the connection is just closed.
     """
     try:
-        there, here = context_of(files, server=True), context_of(files, server=False)
-    except ConfigError as error:
-        return str(error)
-    if at:
-        there.verify_mode = ssl.CERT_NONE
-    else:
-        here.check_hostname, here.verify_mode = False, ssl.CERT_NONE
+        error = _refusal_of_itself(files)
+    except ConfigError as wrong:
+        return str(wrong)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"cluster_certificate: {files.certificate} is not accepted: {error.verify_message.rstrip('.')}"
+    return "" if error is None else f"cluster_certificate: {pem.reason_of(error)}"
+
+
+def _refusal_of_itself(files: ClusterFiles) -> ssl.SSLError | None:
+    """The error of a machine that is shown its own certificate. Raises :class:`ConfigError`."""
+    there, here = context_of(files, server=True), context_of(files, server=False)
     inbound, outbound = ssl.MemoryBIO(), ssl.MemoryBIO()
     ends = (
-        here.wrap_bio(inbound, outbound, server_hostname=(files.name or at) or None),
+        here.wrap_bio(inbound, outbound, server_hostname=files.name),
         there.wrap_bio(outbound, inbound, server_side=True),
     )
     for end in ends * HANDSHAKE_TURNS:
@@ -103,12 +116,9 @@ def refused_by_itself(files: ClusterFiles, at: str = "") -> str:
             end.do_handshake()
         except ssl.SSLWantReadError:
             continue
-        except ssl.SSLCertVerificationError as error:
-            why = f"cluster_certificate: {files.certificate} is not accepted"
-            return f"{why}: {error.verify_message.rstrip('.')}"
         except ssl.SSLError as error:
-            return f"cluster_certificate: {pem.reason_of(error)}"
-    return ""
+            return error
+    return None
 
 
 class ClusterContext:

@@ -31,9 +31,8 @@ _log = logging.getLogger(__name__)
 
 
 class _Place(NamedTuple):
-    """One address of a controller, and the name that its certificate must have."""
+    """One address of a controller."""
 
-    name: str
     host: str
     port: int
 
@@ -49,7 +48,7 @@ class LeaderFinder:
         self, settings: Settings, own: Hello, on_frames: OnFrames, on_lost: OnLost, fence: Fence
     ) -> None:
         """``on_lost`` is called for a link that was returned. Raises :class:`ConfigError` naming a file."""
-        self.host = ""  # the name or address by which the last link was made
+        self.host = ""  # the address by which the last link was made
         self._addresses = split_addresses(settings.controller)
         self._silence_s = settings.silence_s
         self._context = ClusterContext(cluster_files(settings), server=False)
@@ -133,7 +132,7 @@ class LeaderFinder:
         except OSError as error:
             self.say(f"{name}: {error.strerror or error}")
         else:
-            self._known[address] = [_Place(name, str(at[0]), port) for *_, at in found]
+            self._known[address] = [_Place(str(at[0]), port) for *_, at in found]
         finally:
             del self._resolving[address]
 
@@ -145,7 +144,7 @@ class LeaderFinder:
     async def _connect(self, place: _Place) -> MachineLink:
         return await connect_machine(
             (place.host, place.port), self._context.now(), self._own, self._on_frames, self._on_link_lost,
-            self._silence_s, fence=self._fence, name=place.name,
+            self._silence_s, fence=self._fence,
         )  # fmt: skip
 
     def _on_link_lost(self, link: Link) -> None:
@@ -161,7 +160,7 @@ class LeaderFinder:
             del self._trying[place]
             error = task.exception()
             if error is None and task.result().is_open:
-                self.host = place.name
+                self.host = place.host
                 self.close()
                 return task.result()
             if error is not None and not isinstance(error, TransportError):
@@ -198,7 +197,7 @@ class Joiner:
 
     @property
     def host(self) -> str:
-        """The name or address by which the last link was made."""
+        """The address by which the last link was made."""
         return self._finder.host
 
     async def join(

@@ -110,15 +110,12 @@ class MachineLink(Link):
 
 async def connect_machine(
     address: tuple[str, int], context: PeerContext, own: Hello, on_frames: OnFrames, on_lost: OnLost,
-    silence_s: float = SILENCE_S, *, fence: Fence | None = None, name: str = "",
+    silence_s: float = SILENCE_S, *, fence: Fence | None = None,
 ) -> MachineLink:  # fmt: skip
-    """Connect to the bridge at ``address``; as :func:`~clockwork_serve.serve.transport.connect`.
-
-    Its certificate must be of ``name``, if there is one, else of the address.
-    """
+    """Connect to the bridge at ``address``; as :func:`~clockwork_serve.serve.transport.connect`."""
     handshake = Handshake()
     link = MachineLink(own, handshake.handlers(on_frames, on_lost), silence_s, fence)
-    await dial(address, context, link, name)
+    await dial(address, context, link)
     try:
         await handshake.done(link)
     except TransportError as error:
@@ -129,17 +126,18 @@ async def connect_machine(
     return link
 
 
-async def dial(
-    address: tuple[str, int], context: PeerContext, protocol: asyncio.BaseProtocol, name: str = ""
-) -> None:
-    """Connect and shake hands with the machine at ``address``. Raises :class:`TransportError`."""
+async def dial(address: tuple[str, int], context: PeerContext, protocol: asyncio.BaseProtocol) -> None:
+    """Connect and shake hands with the machine at ``address``. Raises :class:`TransportError`.
+
+    Its certificate must name the cluster.
+    """
     (host, port), loop, connected = address, asyncio.get_running_loop(), None
-    asked = context.files.name or name or host
+    name = context.files.name
     try:
         async with asyncio.timeout(TCP_S):
             connected = await _connected(host, port)
         async with asyncio.timeout(CONNECT_S):
-            await loop.create_connection(lambda: protocol, sock=connected, ssl=context, server_hostname=asked)
+            await loop.create_connection(lambda: protocol, sock=connected, ssl=context, server_hostname=name)
     except (TimeoutError, OSError) as error:
         limit_s = TCP_S if connected is None else CONNECT_S
         why = f"nothing within {limit_s:g} s" if isinstance(error, TimeoutError) else reason_of(error)
