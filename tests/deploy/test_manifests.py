@@ -1,8 +1,7 @@
-"""What is beside the chart: a runtime of KServe, and a cluster of KubeRay."""
+"""What is beside the chart: a runtime of KServe."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -43,48 +42,3 @@ def test_kserves_runtime_serves_what_storage_holds_at_kserves_ports() -> None:
         asked = container[name]["httpGet"]
         assert asked["port"] == settings.http_port
         assert find_route(asked["path"].encode()) is not None
-
-
-def test_rays_pods_are_kubernetes_own_and_have_what_ours_need() -> None:
-    config, cluster, service = documents("ray/raycluster.yaml")
-    groups = cluster["spec"]["workerGroupSpecs"]
-
-    for each in (config, service):
-        kubernetes.validate(each, "1.37", strict=True)
-    for group in (cluster["spec"]["headGroupSpec"], *groups):
-        spec = group["template"]["spec"]
-        kubernetes.validate(as_pod(spec), "1.37", strict=True)
-        assert spec["enableServiceLinks"] is False
-        (container,) = spec["containers"]
-        environment = charts.environment_of(container)
-        assert (environment["RAY_worker_niceness"], environment["CLOCKWORK_REPOSITORY"]) == ("0", "")
-        assert {mount["name"] for mount in container["volumeMounts"]} == {
-            volume["name"] for volume in spec["volumes"]
-        }
-    assert service["spec"]["selector"]["ray.io/group"] in {group["groupName"] for group in groups}
-    assert service["spec"]["selector"]["ray.io/cluster"] == cluster["metadata"]["name"]
-
-
-def test_rays_nodes_are_enough_for_what_clockwork_ray_up_is_asked_for(tmp_path: Path) -> None:
-    deployment = pytest.importorskip(
-        "clockwork_serve.apps.ray.deployment", reason="this build has no clockwork ray"
-    )
-    config, cluster, _ = documents("ray/raycluster.yaml")
-    file = tmp_path / "cluster.toml"
-    file.write_text(config["data"]["cluster.toml"], encoding="utf-8")
-    nodes = [
-        deployment.Node(node_id=f"{group['groupName']}{number}", labels=group["labels"], cpus=cpus_of(group))
-        for group in cluster["spec"]["workerGroupSpecs"]
-        for number in range(group["replicas"])
-    ]
-
-    roles = deployment.roles_of(deployment.read_deployment(str(file)), nodes)
-
-    assert sorted(re.sub(r"-.*", "", role.name) for role in roles) == [
-        "controller", "controller", "gateway", "gateway", "worker", "worker",
-    ]  # fmt: skip
-
-
-def cpus_of(group: dict[str, Any]) -> float:
-    (container,) = group["template"]["spec"]["containers"]
-    return float(container["resources"]["requests"]["cpu"])
