@@ -34,6 +34,7 @@ ELSEWHERE: Final = {
     "make test*": "the same; this is one of its tests",
     "make hostile*": "in a checkout; ten minutes",
     "clockwork serve models --device *": "needs torch, and a compiler or a GPU",
+    "clockwork validate --self-test *": "the same; tests/apps/test_self_test.py runs it",
     "clockwork bench *": "of clockwork-lab; on a busy machine a run is INVALID, as it should be",
     "clockwork demo*": "of clockwork-lab; fetches 200 MB",
     "clockwork reproduce *": "of clockwork-lab; takes minutes",

@@ -486,7 +486,7 @@ def parts(values: Mapping[str, Any]) -> dict[str, Any]:
         late_s = values["watchdog_s"]
         found |= {
             "hang_s": late_s,
-            "hang_grace_s": 5 * late_s,
+            "hang_grace_s": 5 * late_s or 10.0,
             "stuck_s": max(1.0, 1.5 * late_s) if late_s else 0.0,
         }
     if "scratch_memory" in values:
