@@ -215,7 +215,7 @@ class FsspecFiles:
             raise problem(
                 "store", expected="a folder, or a URL that fsspec and the library for it reach",
                 found=f"{url} ({described(error)})",
-                advice=f"{install_advice('clockwork-serve[store]')}; for s3:// also s3fs, for http:// aiohttp",
+                advice=f"{install_advice('clockwork-serve[store]')}; s3:// needs s3fs, http:// aiohttp",
             ) from None  # fmt: skip
         self._root = root.rstrip("/")
 
