@@ -91,7 +91,8 @@ def _files(module: str) -> list[str]:
     name = module.rpartition("/")[2]
     if brain not in BRAINS:
         folder = Path("tests", brain) if rest else Path("tests")
-        return sorted(str(path) for path in folder.rglob(f"test_{name}*.py"))
+        mirrored = sorted(str(path) for path in folder.rglob(f"test_{name}*.py"))
+        return mirrored or sorted(str(path) for path in Path("tests", module).parent.rglob("test_*.py"))
     found = [str(path) for folder in BRAINS for path in Path("tests", folder).rglob("test_*.py")]
     return sorted(
         found, key=lambda at: (f"test_{name}.py" not in at, f"/{brain}/" not in at, "state" in at, at)
@@ -104,7 +105,7 @@ def _judge(module: str, planted: bool) -> tuple[str, str, str]:  # noqa: FBT001
     told = _judge_by_seeds(SEEDS_OF_PLANTED) if planted and brain else ""
     fate, by = _judge_by_tests(module)
     if fate == SURVIVED:
-        told = told or ("" if planted else _judge_by_seeds(SEEDS))
+        told = told or (_judge_by_seeds(SEEDS) if brain and not planted else "")
         fate, by = (BY_SEEDS, told) if told else (SURVIVED, "")
     return fate, by, told
 
@@ -182,7 +183,8 @@ def chosen(given: Any) -> tuple[list[Mutant], int]:
         return made, len(made)
     from qa.mutants.mutations import Module
 
-    paths = sorted(path for brain in BRAINS for path in (SOURCE / brain).rglob("*.py"))
+    asked = {"serve"} if any(part.startswith("serve") for part in given.only or ()) else BRAINS
+    paths = sorted(path for folder in asked for path in (SOURCE / folder).rglob("*.py"))
     modules = [Module.read(path) for path in paths if path.name != "__init__.py"]
     found = [(one, number) for one in modules for number in range(len(one.mutations))]
     wanted = [at for at in found if not given.only or any(part in at[0].name for part in given.only)]
