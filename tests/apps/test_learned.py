@@ -11,7 +11,7 @@ from clockwork_serve.apps import learned as learned_module
 from clockwork_serve.apps.learned import (
     ENOUGH,
     LearnedDelays,
-    LearnedProfiles,
+    LearnedServer,
     TableDelays,
     delays_beside,
     read_delays,
@@ -68,8 +68,8 @@ def steps(times: float = 2.0, count: int = 9) -> list[Step]:
     return found
 
 
-def learned(*records: Step) -> LearnedProfiles:
-    found = LearnedProfiles()
+def learned(*records: Step) -> LearnedServer:
+    found = LearnedServer()
     for record in records:
         found.take(record)
     return found
@@ -97,6 +97,14 @@ def test_without_results_it_is_what_was_profiled() -> None:
     (row,) = learned(*steps(count=0)).rows()
 
     assert row["infer_b1_ms"] == ZOO["resnet50_v2"].infer_ns[1] / NS_PER_MS
+
+
+def test_batches_of_other_shapes_than_declared_are_not_measured() -> None:
+    shaped = [
+        Step(each.now_ns, each.events, tuple(structs.replace(one, signature="s") for one in each.effects))
+        for each in steps()
+    ]
+    assert learned(*shaped).rows() == learned(*steps(count=0)).rows()
 
 
 def test_devices_are_the_clusters() -> None:
@@ -127,7 +135,7 @@ def test_a_journal_is_a_zoo_and_one_of_another_machine_is_refused(tmp_path: Path
 
 def served(count: int = 100) -> LearnedDelays:
     """Requests that are known after 200 to 299 us; every tenth INFER is 3 ms longer, and known 1 ms later."""
-    found = LearnedDelays()
+    found = LearnedServer()
     for at in range(count):
         begun_ns, slow = at * 100 * NS_PER_MS, at % 10 == 0
         request = Request(
@@ -144,7 +152,7 @@ def served(count: int = 100) -> LearnedDelays:
         )
         found.take(Step(begun_ns + (200 + at) * NS_PER_US, (request,), (infer,)))
         found.take(Step(ended_ns + (1100 if slow else 100) * NS_PER_US, (result,), ()))
-    return found
+    return found.delays
 
 
 def test_delays_and_noise_are_as_the_journal_has_them() -> None:
@@ -179,7 +187,7 @@ def test_simulations_with_delays_of_a_journal_give_requests_less_time() -> None:
 
 def test_the_noise_is_of_what_ran_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learned_module, "KINDS_MAX", 1)
-    found, infer = LearnedDelays(), Infer(
+    found, infer = LearnedServer(), Infer(
         action_id=0, device="d", model="net/1", code_id="c", extent=Extent(0, 1), version=1, batch=1,
         calls=(), window=Window(0, 1), expected_ns=1,
     )  # fmt: skip
@@ -193,8 +201,9 @@ def test_the_noise_is_of_what_ran_last(monkeypatch: pytest.MonkeyPatch) -> None:
         result = Result(action_id=at, device="d", status=Status.OK, started_ns=0, ended_ns=lasted_ns)
         found.take(Step(lasted_ns, (), (action,)))
         found.take(Step(lasted_ns, (result,), ()))
-    assert found.constants().noise.infer_us[0] == (0.0, -1000.0)
-    assert found.constants().noise.infer_us[-1] == (1.0, 0.0)
+    noise = found.delays.constants().noise
+    assert noise.infer_us[0] == (0.0, -1000.0)
+    assert noise.infer_us[-1] == (1.0, 0.0)
 
 
 def test_a_journal_is_read_once_for_both_and_again_when_it_has_grown(
@@ -218,12 +227,10 @@ def test_a_journal_is_read_once_for_both_and_again_when_it_has_grown(
 
 
 def test_actions_of_lost_workers_are_not_waited_for() -> None:
-    profiles, delays = learned(*steps()[:3]), LearnedDelays()
-    delays.take(steps()[2])
-    for found in (profiles, delays):
-        assert found._sent
-        found.take(Step(20, (WorkerLost(worker="w"),), ()))
-        assert not found._sent
+    found = learned(*steps()[:3])
+    assert found._sent
+    found.take(Step(20, (WorkerLost(worker="w"),), ()))
+    assert not found._sent
 
 
 def test_a_journal_as_a_table_has_its_delays_with_it(tmp_path: Path) -> None:

@@ -203,6 +203,16 @@ def test_requests_that_failed_are_counted_apart_from_the_refused(path: Path, tmp
     assert told.lines[0] == f"{told.chosen - 3:,} of {told.requests:,} requests were refused, and 3 failed."
 
 
+def test_seconds_count_from_the_beginning_of_their_own_run(tmp_path: Path) -> None:
+    twice = journal_of(tmp_path / "journal")
+    (once,) = [line for line in survey(twice, Which.REFUSED, sample=1).lines if "compute" in line]
+    later = Journal(twice, head_of(ControllerConfig()))
+    later.on_step(60 * NS_PER_S, (), ())
+    later.close()
+
+    assert once.replace("the run", "run 1") in survey(twice, Which.REFUSED, sample=1).lines
+
+
 def test_of_a_tenant_and_of_the_last_second(path: Path, ends) -> None:
     mine = survey(path, Which.REFUSED, tenant="b", sample=1)
     last = survey(path, Which.REFUSED, since_ns=NS_PER_S // 2, sample=1)

@@ -55,10 +55,11 @@ QUICK: Final = 0.1  # of delays, what the least is taken to be
 SHARES: Final = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
 
 
-class LearnedProfiles:
+class LearnedServer:
     """Takes a journal's records one by one; memory does not grow with their number."""
 
     def __init__(self) -> None:
+        self.delays = LearnedDelays()
         self.models: dict[str, Model] = {}  # all that were served, by key
         self.quotas: dict[str, Quota] = {}
         self.machine = ""
@@ -69,7 +70,7 @@ class LearnedProfiles:
         self._profiles: dict[tuple[str, str], Profile] = {}
         self._present: dict[str, tuple[DeviceSpec, ...]] = {}
         self._specs: dict[str, DeviceSpec] = {}  # by device, all that were there
-        self._sent: dict[int, tuple[str, str, int, int]] = {}
+        self._sent: dict[int, Infer | Load] = {}
         self._measured: dict[tuple[str, str, int], deque[int]] = {}
         """By code, kind of device and batch size; 0: LOADs, in parts of what the profile says."""
 
@@ -86,23 +87,20 @@ class LearnedProfiles:
         if record.dropped:
             self.lost["step missing, with the requests in it"] += record.dropped
         for event in record.events:
-            self._observe(event)
+            self._observe(event, record.now_ns)
         for effect in record.effects:
-            if isinstance(effect, Infer | Load) and effect.device in self._specs:
-                kind = self._specs[effect.device].kind
-                if isinstance(effect, Infer):
-                    if not effect.signature:
-                        self._sent[effect.action_id] = effect.code_id, kind, effect.batch, 0
-                else:
-                    self._sent[effect.action_id] = effect.code_id, kind, 0, effect.weights.size
+            if isinstance(effect, Infer | Load):
+                self._sent[effect.action_id] = effect
 
-    def _observe(self, event: object) -> None:
+    def _observe(self, event: object, now_ns: int) -> None:
         match event:
             case Result():
-                sent = self._sent.pop(event.action_id, None)
-                if sent is not None and event.status is Status.OK:
-                    self._learn(sent, event)
+                action = self._sent.pop(event.action_id, None)
+                if action is not None and event.status is Status.OK:
+                    self._measure(action, event)
+                    self.delays.ended(action, event, now_ns)
             case Request():
+                self.delays.came(event, now_ns)
                 self.lost["request of several rows, which has one here"] += event.rows > 1
                 self.lost["request with inputs of other shapes than its model declares"] += bool(
                     event.signature
@@ -133,14 +131,21 @@ class LearnedProfiles:
             case _:
                 pass
 
-    def _learn(self, sent: tuple[str, str, int, int], result: Result) -> None:
-        code_id, kind, batch, size = sent
+    def _measure(self, action: Infer | Load, result: Result) -> None:
+        spec = self._specs.get(action.device)
+        if spec is None:
+            return
+        code_id, kind, batch = action.code_id, spec.kind, 0
         lasted_ns = result.lane_ns - result.once_ns
-        if not batch:
+        if isinstance(action, Infer):
+            if action.signature:  # profiles are of the shapes that models declare
+                return
+            batch = action.batch
+        else:
             profile = self._profiles.get((code_id, kind))
             if profile is None:
                 return
-            lasted_ns = lasted_ns * NS_PER_S // max(1, profile.load_ns(size))
+            lasted_ns = lasted_ns * NS_PER_S // max(1, profile.load_ns(action.weights.size))
         self._measured.setdefault((code_id, kind, batch), deque(maxlen=KEPT)).append(max(1, lasted_ns))
 
     def name_of(self, key: str) -> str:
@@ -242,9 +247,9 @@ class LearnedProfiles:
 
 
 class LearnedDelays:
-    """Takes a journal's records one by one: the delays and the noise of its server, for simulations.
+    """The delays and the noise of a journal's server, for simulations.
 
-    Memory does not grow with their number.
+    Memory does not grow with the number of requests and actions.
     """
 
     def __init__(self) -> None:
@@ -255,29 +260,14 @@ class LearnedDelays:
         self._back_delay_ns = _Kept()  # from the end of an action until the controller knew
         self._lasted_ns: dict[tuple[str, str, int], _Kept] = {}
         """By code, device, and batch size (0: LOADs)."""
-        self._sent: dict[int, Infer | Load] = {}
 
-    def take(self, record: JournalHead | Step | Torn) -> None:
-        """The next record."""
-        if isinstance(record, JournalHead):
-            self._sent.clear()
-        if not isinstance(record, Step):
-            return
-        for event in record.events:
-            if isinstance(event, Request):
-                self._up_delay_ns.append(record.now_ns - event.arrival_ns)
-                self._reserve_ns.append(event.way_ns)
-            elif isinstance(event, WorkerLost):
-                self._sent.clear()  # as above
-            elif isinstance(event, Result) and event.action_id in self._sent:
-                action = self._sent.pop(event.action_id)
-                if event.status is Status.OK:
-                    self._ended(action, event, record.now_ns)
-        for effect in record.effects:
-            if isinstance(effect, Infer | Load):
-                self._sent[effect.action_id] = effect
+    def came(self, request: Request, now_ns: int) -> None:
+        """The controller got a request."""
+        self._up_delay_ns.append(now_ns - request.arrival_ns)
+        self._reserve_ns.append(request.way_ns)
 
-    def _ended(self, action: Infer | Load, result: Result, now_ns: int) -> None:
+    def ended(self, action: Infer | Load, result: Result, now_ns: int) -> None:
+        """The controller got the result of an action that succeeded."""
         self._back_delay_ns.append(now_ns - result.ended_ns)
         batch = action.batch if isinstance(action, Infer) else 0
         kind = action.code_id, action.device, batch
@@ -350,7 +340,7 @@ def read_delays(file: str) -> Constants:
         raise ConfigError(
             f"delays: expected a server's journal, found {file}; clockwork serve --journal FILE"
         )
-    return _learned(file)[1].constants()
+    return _learned(file).delays.constants()
 
 
 class TableDelays(Struct, frozen=True, kw_only=True):
@@ -396,7 +386,7 @@ def delays_beside(zoo: str) -> Constants | None:
     Raises :class:`ConfigError` where they cannot be.
     """
     if is_journal(zoo):
-        found = TableDelays.of(_learned(zoo)[1])
+        found = TableDelays.of(_learned(zoo).delays)
     elif not zoo.endswith(".json"):
         return None
     else:
@@ -412,19 +402,18 @@ def delays_beside(zoo: str) -> Constants | None:
     return None if found is None else found.constants()
 
 
-def _learned(journal: str) -> tuple[LearnedProfiles, LearnedDelays]:
-    """Both by one pass, which takes a second for 100,000 requests; kept until the file changes."""
+def _learned(journal: str) -> LearnedServer:
+    """All by one pass, which takes a second for 100,000 requests; kept until the file changes."""
     state = Path(journal).stat()
     return _learned_once(journal, (state.st_ino, state.st_mtime_ns, state.st_size))
 
 
 @lru_cache(maxsize=1)
-def _learned_once(journal: str, state: tuple[int, ...]) -> tuple[LearnedProfiles, LearnedDelays]:
-    profiles, delays = LearnedProfiles(), LearnedDelays()
+def _learned_once(journal: str, state: tuple[int, ...]) -> LearnedServer:
+    learned = LearnedServer()
     for _, record in read_records(Path(journal)):
-        profiles.take(record)
-        delays.take(record)
-    return profiles, delays
+        learned.take(record)
+    return learned
 
 
 def is_journal(path: str | Path) -> bool:
@@ -445,7 +434,7 @@ def read_zoo(name: str, *, foreign: bool = False) -> Zoo:
     here = "" if foreign else machine_name()
     if not is_journal(name):
         return Zoo.read(name, here)
-    path, (learned, _) = Path(name), _learned(name)
+    path, learned = Path(name), _learned(name)
     check_machine(name, learned.machine, here, learned.kind)
     return Zoo.of(path.name, places(path, learned.rows()))
 

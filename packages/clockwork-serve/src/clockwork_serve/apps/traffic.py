@@ -17,8 +17,7 @@ from typing import Final
 import msgspec
 
 from clockwork_serve.apps.learned import (
-    LearnedDelays,
-    LearnedProfiles,
+    LearnedServer,
     TableDelays,
     is_journal,
     places,
@@ -55,7 +54,7 @@ class JournalTraffic:
         self.path = path
         self.wall = False
         self.done_bytes = 0
-        self.learned, self.delays = LearnedProfiles(), LearnedDelays()
+        self.learned = LearnedServer()
         self._offset_ns: int | None = None
         self._lost: Counter[str] = Counter()
 
@@ -75,7 +74,6 @@ class JournalTraffic:
         for number, (done_bytes, record) in enumerate(read_records(self.path), start=1):
             self.done_bytes = done_bytes
             self.learned.take(record)
-            self.delays.take(record)
             if isinstance(record, JournalHead):
                 self._begin(record)
             elif isinstance(record, Step):
@@ -177,7 +175,7 @@ def _finished(
         rows = learned.rows()
         own, name = out.with_suffix(".zoo.json"), f"{out.stem}.zoo.json"
         table = Zoo.of(str(own), places(own, rows))
-        delays = TableDelays.of(journal.delays)
+        delays = TableDelays.of(learned.delays)
         table_file = {"tables": {learned.kind: rows}, "measured_on": learned.machine, "delays": delays}
         own.write_bytes(msgspec.json.format(msgspec.json.encode(table_file), indent=1))
     elif zoo is not None and (zoo.endswith(FILES) or is_journal(zoo)):

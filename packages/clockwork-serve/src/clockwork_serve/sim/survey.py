@@ -108,7 +108,9 @@ class _Survey:
     def __init__(self, which: Which, tenant: str | None) -> None:
         self._which, self._tenant = which, tenant
         self.run = 0
-        self.now_ns = self.began_ns = 0
+        self.now_ns = 0
+        self.began_ns: dict[int, int] = {}
+        """By run, when its first step was."""
         self.answered: list[tuple[int, int]] = []
         """(run, when) of all answers."""
         self.taken: list[Taken] = []
@@ -122,12 +124,11 @@ class _Survey:
         self.run += 1
         self._open.clear()
         self._weights = ReadyWeights()
-        self.began_ns = 0
 
     def step(self, step: Step) -> None:
         """Read one step."""
         self.now_ns = step.now_ns
-        self.began_ns = self.began_ns or step.now_ns
+        self.began_ns.setdefault(self.run, step.now_ns)
         for event in step.events:
             self._event(event, step.now_ns)
         self._weights.on_step(step.events, step.effects)
@@ -212,14 +213,15 @@ def _report(
     causes: Counter[SurveyCause] = Counter()
     names: dict[SurveyCause, Counter[str]] = {}
     models: Counter[str] = Counter()
-    seconds: Counter[int] = Counter()
+    seconds: Counter[tuple[int, int]] = Counter()
     for one in chosen:
         cause, name = found.cause(one)
         causes[cause] += 1
         names.setdefault(cause, Counter())[name] += 1
         models[one[1].model] += 1
         if cause is SurveyCause.COMPUTE:
-            seconds[(one[3] - found.began_ns) // NS_PER_S] += 1
+            run, _, _, at_ns, *_ = one
+            seconds[run, (at_ns - found.began_ns[run]) // NS_PER_S] += 1
     failed = sum(one[2].outcome is Outcome.FAILED for one in chosen)
     also = f", and {failed:,} failed" if failed else ""
     lines = [f"{len(chosen) - failed:,} of {answered:,} requests were {which.value}{also}."]
@@ -227,8 +229,9 @@ def _report(
         named = ", ".join(f"{name} {many:,}" for name, many in names[cause].most_common(NAMED))
         text = f"  {cause.value}: {count:,} ({named}{', ...' if len(names[cause]) > NAMED else ''})"
         if cause is SurveyCause.COMPUTE:
-            second, many = seconds.most_common(1)[0]
-            text += f"; most in second {second} of the run: {many:,}"
+            (run, second), many = seconds.most_common(1)[0]
+            the_run = "the run" if len(found.began_ns) == 1 else f"run {run}"
+            text += f"; most in second {second} of {the_run}: {many:,}"
         lines.append(text)
     ran = [one[2] for one in chosen if one[2].batch]
     if which is Which.SLOW and ran:

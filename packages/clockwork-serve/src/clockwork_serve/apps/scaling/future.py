@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 from msgspec import Struct, structs
 
-from clockwork_serve.apps.learned import LearnedDelays, LearnedProfiles, places
+from clockwork_serve.apps.learned import LearnedServer, places
 from clockwork_serve.apps.plan.runs import cause_counts
 from clockwork_serve.apps.scaling.demand import LikelyLoad
 from clockwork_serve.controller import ControllerConfig
@@ -53,9 +53,7 @@ class FutureWorld(Struct, frozen=True, kw_only=True):
     constants: Constants | None = None
 
     @staticmethod
-    def of(
-        learned: LearnedProfiles, delays: LearnedDelays, config: ControllerConfig, loaded: Sequence[str]
-    ) -> FutureWorld | None:
+    def of(learned: LearnedServer, config: ControllerConfig, loaded: Sequence[str]) -> FutureWorld | None:
         """As a journal told it; None as long as no model or device is known."""
         specs = learned.present()
         rows = learned.rows() if specs else []
@@ -67,7 +65,7 @@ class FutureWorld(Struct, frozen=True, kw_only=True):
             kinds={key: kind for key, kind in kinds.items() if kind in zoo.models}, zoo=zoo, config=config,
             cluster=Cluster(pages=spec.pages, page_bytes=spec.page_bytes, lanes_share=spec.lanes_share),
             quotas=tuple(learned.quotas.values()), loaded=tuple(loaded),
-            constants=delays.constants() if delays.known else None,
+            constants=learned.delays.constants() if learned.delays.known else None,
         )  # fmt: skip
 
 

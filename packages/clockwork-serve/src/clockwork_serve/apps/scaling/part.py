@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from clockwork_serve.apps.learned import LearnedDelays, LearnedProfiles
+from clockwork_serve.apps.learned import LearnedServer
 from clockwork_serve.apps.scaling.brain import Advice, ScalingBrain, ScalingRules
 from clockwork_serve.apps.scaling.demand import RecentDemand
 from clockwork_serve.apps.scaling.future import FutureWorld, judge
@@ -43,7 +43,7 @@ class ScalingPart:
         """What it lacks to advise; empty: nothing."""
         self._rules, self._file, self._start = rules, run_dir / WANTED_FILE, start
         self._brain = ScalingBrain(rules)
-        self._learned, self._delays = LearnedProfiles(), LearnedDelays()
+        self._learned = LearnedServer()
         self._weights, self._demand = ReadyWeights(), RecentDemand()
         self._config: ControllerConfig | None = None
         self._asked_ns = 0
@@ -52,7 +52,6 @@ class ScalingPart:
     def take(self, number: int, record: JournalHead | Step) -> None:
         """The next record."""
         self._learned.take(record)
-        self._delays.take(record)
         if isinstance(record, JournalHead):
             self._config, self._weights = record.controller_config(), ReadyWeights()
             return
@@ -69,7 +68,7 @@ class ScalingPart:
         load = self._demand.likely(now_ns, round(self._rules.lead_s * NS_PER_S))
         loaded = [key for key, devices in self._weights.devices.items() if devices]
         config = self._config
-        world = FutureWorld.of(self._learned, self._delays, config, loaded) if config else None
+        world = FutureWorld.of(self._learned, config, loaded) if config else None
         if load is None or world is None:
             self.waits_for = "models and devices" if world is None else "requests of some time"
             return
