@@ -34,7 +34,6 @@ SHORT: dict[str, tuple[str, ...]] = {
     "device_lane_time": ("--seconds", "0.5"),
     "device_memory": ("--cycles", "300"),
     "scheduler_cost": ("6x1000", "64x10000", "--requests", "10000"),
-    "fork_cost": (),
     "worker_cost": ("--actions", "5000"),
     "simulator_speed": ("--minutes", "2"),
     "simulator_seeds": ("--count", "50"),

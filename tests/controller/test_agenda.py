@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clockwork_serve.controller.cluster import STALE_MIN, Agenda, Strategy
+from clockwork_serve.controller.cluster import Agenda, Strategy
+from clockwork_serve.controller.lanes import STALE_MIN
 from clockwork_serve.controller.timers import NEVER_NS
 from tests.controller.clusters import ask, belief, place, serve
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clockwork_serve.controller.cluster import STALE_MIN
+from clockwork_serve.controller.lanes import STALE_MIN
 from clockwork_serve.controller.placement import Candidates
 from tests.controller.clusters import ask, belief, place, serve
 

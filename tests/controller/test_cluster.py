@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork_serve.controller.cluster import LaneBelief
+from clockwork_serve.controller.lanes import LaneBelief
 from clockwork_serve.messages import Request
 from clockwork_serve.units import ms
 from tests.controller.clusters import belief, place, serve

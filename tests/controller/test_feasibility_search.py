@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from clockwork_serve.controller.admission import Admission
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.cluster import Queue, Watch
+from clockwork_serve.controller.cluster import Queue
 from clockwork_serve.controller.feasibility import LOADERS_MAX, Feasibility
+from clockwork_serve.controller.lanes import Watch
 from clockwork_serve.controller.promises import Promises
 from clockwork_serve.controller.quarantine import Quarantine
 from clockwork_serve.controller.timers import NEVER_NS

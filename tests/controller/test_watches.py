@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from clockwork_serve.controller.cluster import STALE_MIN, LaneBelief, Queue, Watch
+from clockwork_serve.controller.cluster import Queue
+from clockwork_serve.controller.lanes import STALE_MIN, LaneBelief, Watch
 from tests.controller.clusters import ask, belief, serve
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from clockwork_serve.version import VERSION
+
 if TYPE_CHECKING:
     from clockwork_client import (
         AsyncClient,
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
         ServingError,
     )
 
-__version__ = "0.2.0"
+__version__ = VERSION
 
 # ONNX Runtime reports its use over the network, from a thread of its own. It reads this when it is imported,
 # so it is said before anything of ours can do that; its disable_telemetry_events() comes too late.

@@ -21,7 +21,7 @@ from clockwork_lab.reproduce.figure import Figure, Panel, PaperClaim, Series, Se
 from clockwork_lab.reproduce.run import FigureRun
 from clockwork_serve.config import Settings
 from clockwork_serve.controller import POLICIES, ControllerConfig
-from clockwork_serve.controller.cluster import LaneBelief
+from clockwork_serve.controller.lanes import LaneBelief
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.messages import Infer, Load, Result, Status
 from clockwork_serve.serve.supervisor.processes import pinned_cores, running_on

@@ -12,7 +12,6 @@ from msgspec.structs import replace
 
 from clockwork_serve.controller.cluster import (
     DeviceBelief,
-    LaneBelief,
     Queue,
     Reservation,
     Residency,
@@ -23,6 +22,7 @@ from clockwork_serve.controller.cluster import (
 from clockwork_serve.controller.codes import BatchChoice, CodeOnDevice, misfit, useful_sizes
 from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.estimates import FIRST_SAMPLES, UNIT, VALID_NS, Estimator, Samples
+from clockwork_serve.controller.lanes import LaneBelief
 from clockwork_serve.controller.life import (
     ANSWER,
     ANSWER_EARLY,

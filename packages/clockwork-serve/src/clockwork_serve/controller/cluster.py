@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from heapq import heapify, heappop, heappush
-from typing import Final
+from typing import Annotated, Final
 
 from msgspec.structs import replace
 
-from clockwork_serve.controller.codes import CodeOnDevice
+from clockwork_serve.controller.codes import BatchChoice, CodeOnDevice
 from clockwork_serve.controller.config import ControllerConfig
-from clockwork_serve.controller.estimates import UNIT_BITS, Delays
+from clockwork_serve.controller.estimates import UNIT_BITS, Delays, Samples
+from clockwork_serve.controller.lanes import STALE_MIN, LaneBelief, Watch
 from clockwork_serve.controller.life import (
     LOADING,
     NEVER,
@@ -28,7 +29,7 @@ from clockwork_serve.controller.life import (
     WEIGHTS_STEPS,
 )
 from clockwork_serve.controller.pages import PageMap
-from clockwork_serve.controller.record import Record
+from clockwork_serve.controller.record import SHARED, Record
 from clockwork_serve.controller.timers import NEVER_NS, RetrySlots, Timer
 from clockwork_serve.messages import (
     LEAST_PRIORITY,
@@ -40,21 +41,12 @@ from clockwork_serve.messages import (
     Model,
     Request,
 )
-from clockwork_serve.units import NS_PER_MS
-
-# ruff: noqa: FURB136 - max() and min() cost 100 ns more than a condition
-
-STALE_MIN: Final = 64
-"""Stale entries of a heap are dropped when it has this many more than twice those kept the last time."""
 
 IDLE_MIN: Final = 64
 """A device's ``idle`` is rebuilt when it has this many more entries than twice the weights on the device."""
 
 UNBROKEN: Final = Cause.NONE
 """No cause: every request has this one, and a member of an enumeration takes 50 ns to find."""
-
-PAUSE_NS: Final = NS_PER_MS
-"""A shorter time without work does not end a busy period of a lane."""
 
 
 # ------------------------------------------------------------
@@ -80,6 +72,21 @@ class Waiter(Record):
         "queue", "request", "retries", "slo_ns", "state", "tensor_refs",
     )  # fmt: skip
 
+    alone: bool
+    cause: Cause
+    cold: bool
+    demand_ns: int
+    device: DeviceBelief | None
+    due_ns: int
+    place: Reservation | None
+    promised_ns: int
+    queue: Queue
+    request: Request
+    retries: int
+    slo_ns: int
+    state: int
+    tensor_refs: int
+
     def __init__(self, request: Request, due_ns: int, slo_ns: int, demand_ns: int, queue: Queue) -> None:
         self.request = request
         self.due_ns = due_ns
@@ -89,7 +96,7 @@ class Waiter(Record):
         self.demand_ns = demand_ns
         """What it adds to its model's demand while it waits."""
         self.queue = queue
-        self.state: int = WAITING
+        self.state = WAITING
         self.cold = not queue.model.residencies
         """Its weights were on no device when it arrived."""
         self.alone = False
@@ -100,9 +107,9 @@ class Waiter(Record):
         """In-flight actions that have its tensors: on hung workers and, once SPENT, the one it was in."""
         self.promised_ns = -1
         """When it was promised, or got another place after that; -1 if it was not. See ``promises``."""
-        self.place: Reservation | None = None
+        self.place = None
         """While it is promised and waits: its place in a device's plan, unless that was lost."""
-        self.device: DeviceBelief | None = None
+        self.device = None
         """Where it was planned last, or sent, if it is promised."""
         self.cause = UNBROKEN
         """Why it lost its place, until it has another one."""
@@ -129,6 +136,25 @@ class Queue(Record):
         "waiters", "watch",
     )  # fmt: skip
 
+    alone: bool
+    band_ns: int
+    dues: list[int]
+    filling_until_ns: int
+    least: int
+    level: int
+    model: ServedModel
+    order: int
+    place_ns: int
+    reserved: list[Reservation]
+    rows: int
+    signature: str
+    sizes: tuple[tuple[int, int], ...]
+    strategies: tuple[Strategy, ...]
+    to_recheck: bool
+    undecided: list[Waiter]
+    waiters: list[Waiter]
+    watch: Watch | None
+
     def __init__(
         self, model: ServedModel, signature: str, rows: int, order: int, *, alone: bool, priority: int = 0
     ) -> None:
@@ -142,15 +168,15 @@ class Queue(Record):
         self.sizes = model.sizes(rows, alone=alone)
         self.order = order
         """Creation order: breaks ties between queues."""
-        self.dues: list[int] = []
+        self.dues = []
         """``due_ns`` of each of ``waiters``, ascending."""
-        self.waiters: list[Waiter] = []
+        self.waiters = []
         """All and only requests WAITING here."""
-        self.undecided: list[Waiter] = []
+        self.undecided = []
         """Those whose verdict is pending, by due time; who is sent leaves when its verdict is due."""
-        self.strategies: tuple[Strategy, ...] = ()
+        self.strategies = ()
         """One per device that has the weights READY."""
-        self.reserved: list[Reservation] = []
+        self.reserved = []
         """Its reservations on all devices, by due time."""
         self.least = self.sizes[0][1]
         """The smallest batch size that the policy runs this queue at; see ``Belief.require``."""
@@ -158,7 +184,7 @@ class Queue(Record):
         """For the policy: its next batch waits until then for more requests; NEVER_NS: it does not."""
         self.to_recheck = False
         """Its feasibility is to be rechecked: it is in ``Belief.rechecks``."""
-        self.watch: Watch | None = None
+        self.watch = None
         """The watch that has its live entry, with the key ``place_ns``."""
         self.place_ns = 0
 
@@ -216,6 +242,32 @@ class ServedModel(Record):
         "quarantined", "queue_limit", "queues", "removed", "residencies", "sole", "waiting",
     )  # fmt: skip
 
+    arrived_ns: int
+    band_ns: int
+    base_ns: int
+    batch: int
+    code: Code
+    code_id: str
+    demand_ns: int
+    dirty: bool
+    gap_ns: int
+    key: str
+    load_key: int | None
+    main: Queue | None
+    model: Model
+    order: int
+    pace_at_ns: int
+    pace_ns: int
+    popularity: int
+    priority: int
+    quarantined: bool
+    queue_limit: int
+    queues: dict[tuple[str, int, bool, int], Queue]
+    removed: bool
+    residencies: dict[str, Residency]
+    sole: Residency | None
+    waiting: int
+
     def __init__(self, model: Model, code: Code, order: int) -> None:
         self.model = model
         self.key = model.key
@@ -224,13 +276,13 @@ class ServedModel(Record):
         self.code_id = code.code_id
         self.order = order
         self.priority = model.priority
-        self.main: Queue | None = None
+        self.main = None
         """The queue of ordinary requests (no signature, one row, the model's priority), once needed."""
-        self.queues: dict[tuple[str, int, bool, int], Queue] = {}
+        self.queues = {}
         """Queue by (signature, rows, alone, class): ``main``, and others that are not empty."""
-        self.residencies: dict[str, Residency] = {}
+        self.residencies = {}
         """Weights by device: all and only those LOADING or READY."""
-        self.sole: Residency | None = None
+        self.sole = None
         """The only residency, if there is exactly one."""
         self.waiting = 0
         """Requests in all queues together."""
@@ -250,7 +302,7 @@ class ServedModel(Record):
         """When the last request came, and the mean time between two; kept where requests are promised."""
         self.dirty = False
         """Its demand or residencies changed since the policy ranked it; see ``Belief.dirty_models``."""
-        self.load_key: int | None = None
+        self.load_key = None
         """Its key in the policy's heap of LOAD candidates; None if it is not there."""
         self.removed = False
         self.quarantined = False
@@ -308,166 +360,6 @@ class ServedModel(Record):
         if alone or not self.code.batched:
             return ((1, sizes[0]),)
         return tuple([(size, size) for size in sizes])
-
-
-# ------------------------------------------------------------
-# Lanes, and the queues whose heads are feasible on them.
-
-
-class LaneBelief(Record):
-    """Predicts when a lane will be free. Actions on it run one after another, in the order sent."""
-
-    __slots__ = (
-        "behind_ns", "busy_since_ns", "dirty", "free_ns", "head_end_ns", "network_ns",
-        "outstanding", "stalled", "watch",
-    )  # fmt: skip
-
-    def __init__(self, network_ns: int) -> None:
-        self.network_ns = network_ns
-        """Delay of a message to the worker; corrected by measurements if the policy measures."""
-        self.outstanding: list[tuple[int, int]] = []
-        """(action id, expected duration) of all actions sent and not ended; the first one runs."""
-        self.head_end_ns = NEVER_NS
-        """When the running action is expected to end; NEVER_NS without one."""
-        self.behind_ns = 0
-        """Sum of the expected durations of the others."""
-        self.free_ns = 0
-        """When all are expected to have ended; if there is none, when the last one ended."""
-        self.busy_since_ns = 0
-        """When its current busy period began."""
-        self.stalled = False
-        """The running action is so late that its end cannot be predicted; see ``hangs.Stalls``."""
-        self.dirty = False
-        """It was given work since ``feasibility`` last checked it; see ``Belief.dirty_lanes``."""
-        self.watch: Watch | None = None
-        """The watch of ``feasibility``; None where rejection is off."""
-
-    @property
-    def head_id(self) -> int:
-        """The id of the running action."""
-        return self.outstanding[0][0]
-
-    @property
-    def head_lasts_ns(self) -> int:
-        """The expected duration of the running action."""
-        return self.outstanding[0][1]
-
-    def available_ns(self, now_ns: int) -> int:
-        """When an action sent now could start; a running action that is late is assumed to end now."""
-        free_ns = self.free_ns if now_ns <= self.head_end_ns else now_ns + self.behind_ns
-        soonest_ns = now_ns + self.network_ns
-        return free_ns if free_ns > soonest_ns else soonest_ns
-
-    def busy(self, now_ns: int) -> bool:
-        """Whether an action sent now would have to wait for others."""
-        return self.available_ns(now_ns) > now_ns + self.network_ns
-
-    def overdue_ns(self, now_ns: int) -> int:
-        """By how much the running action has exceeded its estimate; negative if it has not, or none runs."""
-        return now_ns - self.head_end_ns
-
-    def send(self, action_id: int, expected_ns: int, now_ns: int) -> None:
-        """Add an action that is sent."""
-        if self.outstanding:
-            self.behind_ns += expected_ns
-            self.free_ns += expected_ns
-        else:
-            if now_ns - self.free_ns >= PAUSE_NS:
-                self.busy_since_ns = now_ns
-            soonest_ns = now_ns + self.network_ns
-            begin_ns = self.free_ns if self.free_ns > soonest_ns else soonest_ns
-            self.free_ns = self.head_end_ns = begin_ns + expected_ns
-        self.outstanding.append((action_id, expected_ns))
-
-    def end(self, action_id: int, ended_ns: int) -> None:
-        """Remove an action that ended, or was refused, at ``ended_ns``."""
-        outstanding = self.outstanding
-        if outstanding and outstanding[0][0] == action_id:
-            ended = outstanding.pop(0)
-            self.stalled = False
-            if outstanding:
-                head_ns = outstanding[0][1]
-                self.head_end_ns = ended_ns + head_ns
-                self.behind_ns -= head_ns
-                self.free_ns = self.head_end_ns + self.behind_ns
-            else:
-                begin_ns = self.head_end_ns - ended[1]
-                self.free_ns = ended_ns if ended_ns > begin_ns else begin_ns
-                self.head_end_ns = NEVER_NS
-            return
-        for at, (other_id, expected_ns) in enumerate(outstanding):
-            if other_id == action_id:
-                del outstanding[at]
-                self.behind_ns -= expected_ns
-                self.free_ns -= expected_ns
-                return
-        raise AssertionError(f"action {action_id} is not on this lane")
-
-    def check(self) -> None:
-        """Assert the invariants."""
-        expected = [expected_ns for _, expected_ns in self.outstanding]
-        assert self.behind_ns == sum(expected[1:])
-        assert (self.head_end_ns == NEVER_NS) == (not expected)
-        assert not expected or self.free_ns == self.head_end_ns + self.behind_ns
-
-
-class Watch(Timer):
-    """The queues whose heads are feasible on this lane; the timer fires before the first becomes infeasible.
-
-    A queue has at most one live entry over all lanes. Its key is a lower bound of the head's latest start.
-    """
-
-    __slots__ = ("behind_ns", "first_ns", "full", "heap", "lane")
-
-    def __init__(self, lane: LaneBelief, order: int) -> None:
-        super().__init__(order)
-        self.lane = lane
-        self.heap: list[tuple[int, int, Queue]] = []
-        """(latest start, queue order, queue); stale unless the queue's ``watch`` and ``place_ns`` say so."""
-        self.first_ns = NEVER_NS
-        """The first key: if the lane is not free by then, a head has become infeasible here."""
-        self.behind_ns = 0
-        """The timer is early enough while no more work than this waits behind the running action."""
-        self.full = STALE_MIN
-        """The number of entries above which stale ones are dropped."""
-
-    def place(self, queue: Queue, latest_ns: int) -> bool:
-        """Watch a queue on this lane from now on; true if its entry is the first."""
-        queue.watch = self
-        queue.place_ns = latest_ns
-        heap = self.heap
-        heappush(heap, (latest_ns, queue.order, queue))
-        if len(heap) > self.full:
-            heap[:] = [entry for entry in heap if entry[2].watch is self and entry[2].place_ns == entry[0]]
-            heapify(heap)
-            self.full = 2 * len(heap) + STALE_MIN
-        return latest_ns < self.first_ns
-
-    def surface(self, start_ns: int) -> list[Queue]:
-        """Remove and return the queues whose heads cannot start in time on a lane free at ``start_ns``."""
-        surfaced: list[Queue] = []
-        heap = self.heap
-        while heap:
-            latest_ns, _, queue = heap[0]
-            if queue.watch is self and queue.place_ns == latest_ns:
-                if queue.dues and latest_ns >= start_ns:
-                    break
-                queue.watch = None
-                if queue.dues:
-                    surfaced.append(queue)
-            heappop(heap)
-        return surfaced
-
-    def clear(self) -> list[Queue]:
-        """Remove and return all queues: the lane's device is lost."""
-        found = []
-        for latest_ns, _, queue in self.heap:
-            if queue.watch is self and queue.place_ns == latest_ns:
-                queue.watch = None
-                found.append(queue)
-        self.heap.clear()
-        self.first_ns = NEVER_NS
-        return found
 
 
 # ------------------------------------------------------------
@@ -591,6 +483,21 @@ class Residency(Record):
         "share_ns", "slow", "state", "used", "version",
     )  # fmt: skip
 
+    code: CodeOnDevice
+    considered: bool
+    demand_ns: int
+    device: DeviceBelief
+    extent: Extent
+    in_flight: int
+    model: ServedModel
+    ready_ns: int
+    reserved: int
+    share_ns: int
+    slow: bool
+    state: int
+    used: int
+    version: int
+
     def __init__(
         self, model: ServedModel, device: DeviceBelief, code: CodeOnDevice, extent: Extent, version: int
     ) -> None:
@@ -599,7 +506,7 @@ class Residency(Record):
         self.code = code
         self.extent = extent
         self.version = version
-        self.state: int = LOADING
+        self.state = LOADING
         self.ready_ns = 0
         """When the LOAD is expected to end."""
         self.in_flight = 0
@@ -644,6 +551,15 @@ class Strategy(Record):
     """One way to serve a queue: on a device that has its weights READY, in batches of any of its sizes."""
 
     __slots__ = ("agenda", "batches", "device", "key_ns", "lane", "least", "queue", "residency")
+
+    agenda: Agenda
+    batches: Annotated[tuple[BatchChoice, ...], SHARED]
+    device: DeviceBelief
+    key_ns: int
+    lane: LaneBelief
+    least: Samples
+    queue: Queue
+    residency: Residency
 
     def __init__(self, queue: Queue, residency: Residency) -> None:
         self.queue = queue

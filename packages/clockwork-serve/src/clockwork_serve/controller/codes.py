@@ -13,6 +13,10 @@ class BatchChoice(Record):
 
     __slots__ = ("count", "samples", "size")
 
+    count: int
+    samples: Samples
+    size: int
+
     def __init__(self, count: int, size: int, samples: Samples) -> None:
         self.count = count
         self.size = size

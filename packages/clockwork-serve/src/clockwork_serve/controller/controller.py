@@ -22,13 +22,13 @@ from clockwork_serve.controller.cluster import (
     ServedModel,
     StallTimer,
     Waiter,
-    Watch,
 )
 from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.deadlines import Deadlines
 from clockwork_serve.controller.feasibility import Feasibility
 from clockwork_serve.controller.fleet import Fleet, ReadinessTracker, Takeover
 from clockwork_serve.controller.hangs import Hangs, Stalls
+from clockwork_serve.controller.lanes import Watch
 from clockwork_serve.controller.life import ANSWERED, READY, SENT, SPENT, WAITING
 from clockwork_serve.controller.outlook import Outlook, outlooks
 from clockwork_serve.controller.policies import scheduler_for, successor_for

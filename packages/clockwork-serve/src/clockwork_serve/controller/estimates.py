@@ -23,17 +23,14 @@ class Spread(Record):
 
     __slots__ = ("_counts", "_size", "total")
 
+    _counts: dict[int, int]
+    _size: int
+    total: int
+
     def __init__(self, size: int) -> None:
         self._size = size
-        self._counts: dict[int, int] = {}
+        self._counts = {}
         self.total = 0
-
-    def copy(self) -> Spread:
-        """A copy for a fork."""
-        new = Spread(self._size)
-        new._counts = self._counts.copy()
-        new.total = self.total
-        return new
 
     def clear(self) -> None:
         """Forget all values."""
@@ -102,9 +99,23 @@ class Samples(Record):
         "samples", "seed_ns", "size", "trial_failed", "usual_ns",
     )  # fmt: skip
 
+    _errors: Spread | None
+    _second_ns: int
+    _trial_ns: int
+    estimate_ns: int
+    guessed: bool
+    mean_ns: int
+    measured_ns: int
+    quantile: float
+    samples: list[int]
+    seed_ns: int
+    size: int
+    trial_failed: bool
+    usual_ns: int
+
     def __init__(self, seed_ns: int, size: int, quantile: float, *, guessed: bool = False) -> None:
         self.guessed = guessed
-        self.samples: list[int] = [seed_ns]
+        self.samples = [seed_ns]
         self.size = size
         self.quantile = quantile
         self.usual_ns = self.seed_ns = self.estimate_ns = seed_ns
@@ -115,31 +126,13 @@ class Samples(Record):
         """The last trial measured a longer duration than it was allowed."""
         self.mean_ns = 0
         """The mean of about the last sixteen measured durations; 0 without one."""
-        self._errors: Spread | None = None
+        self._errors = None
         """By how much measured durations exceeded that mean, once there are some."""
         self._trial_ns = 0
         """The duration allowed to the trial for which longer samples were dropped, until the next
         measurement; 0: no trial."""
         self._second_ns = 0
         """The second largest sample, where the estimate depends on the two largest of a full window only."""
-
-    def copy(self) -> Samples:
-        """A copy for a fork; made field by field for speed, for there are thousands."""
-        new = Samples.__new__(Samples)
-        new._errors = None if self._errors is None else self._errors.copy()  # noqa: SLF001 - it is one of us
-        new._trial_ns = self._trial_ns  # noqa: SLF001
-        new._second_ns = self._second_ns  # noqa: SLF001
-        new.estimate_ns = self.estimate_ns
-        new.mean_ns = self.mean_ns
-        new.guessed = self.guessed
-        new.trial_failed = self.trial_failed
-        new.measured_ns = self.measured_ns
-        new.usual_ns = self.usual_ns
-        new.quantile = self.quantile
-        new.samples = self.samples.copy()
-        new.seed_ns = self.seed_ns
-        new.size = self.size
-        return new
 
     def learn(self, lasted_ns: int, now_ns: int) -> bool:
         """Add a measured duration, from a result that is observed now; true if it is far from its seed."""

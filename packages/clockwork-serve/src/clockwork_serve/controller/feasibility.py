@@ -9,14 +9,9 @@ from heapq import heappop, heappush
 from typing import Final
 
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.cluster import (
-    DeviceBelief,
-    LaneBelief,
-    Queue,
-    ServedModel,
-    Watch,
-)
+from clockwork_serve.controller.cluster import DeviceBelief, Queue, ServedModel
 from clockwork_serve.controller.estimates import Samples, drop_outliers
+from clockwork_serve.controller.lanes import LaneBelief, Watch
 from clockwork_serve.controller.life import READY
 from clockwork_serve.controller.placement import ahead_ns, usual_cost_ns
 from clockwork_serve.controller.record import Record

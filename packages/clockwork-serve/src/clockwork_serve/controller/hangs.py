@@ -5,15 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from clockwork_serve.controller.belief import AdoptedAction, Belief, HungWorker, Sent
-from clockwork_serve.controller.cluster import (
-    DeviceBelief,
-    HangTimer,
-    LaneBelief,
-    Residency,
-    StallTimer,
-    Waiter,
-)
+from clockwork_serve.controller.cluster import DeviceBelief, HangTimer, Residency, StallTimer, Waiter
 from clockwork_serve.controller.fleet import Fleet, ReadinessTracker, Takeover
+from clockwork_serve.controller.lanes import LaneBelief
 from clockwork_serve.controller.life import LOADED, LOADING, READY, SPENT
 from clockwork_serve.controller.policies.base import Scheduler
 from clockwork_serve.controller.quarantine import Quarantine

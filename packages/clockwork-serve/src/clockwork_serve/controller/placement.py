@@ -8,15 +8,10 @@ from heapq import heapify, heappop, heappush, heapreplace
 from typing import Final
 
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.cluster import (
-    STALE_MIN,
-    Agenda,
-    DeviceBelief,
-    Residency,
-    ServedModel,
-)
+from clockwork_serve.controller.cluster import Agenda, DeviceBelief, Residency, ServedModel
 from clockwork_serve.controller.codes import BatchChoice
 from clockwork_serve.controller.estimates import ONE
+from clockwork_serve.controller.lanes import STALE_MIN
 from clockwork_serve.controller.life import GONE, READY
 from clockwork_serve.controller.pages import ExtentChoice
 from clockwork_serve.controller.record import Record

@@ -8,101 +8,39 @@ to explain a decision, to plan, to try how many devices are enough, or to keep a
 immutable (numbers, strings, messages, settings) and is shared by a fork. References between records, and the
 order of every heap with its stale entries, are kept: decisions depend on them.
 
-A fork of 1,000 models has to take a few milliseconds, so the records that exist once per model, request or
-duration are copied field by field here, and all others by the names of their fields. A field that is
-forgotten here is found by ``tests/controller/test_state.py``.
+No field is named here: a record's fields are its ``__slots__``, and its ``__dict__`` if it has one. A fork of
+1,000 models has to take a few milliseconds, so classes of which there are thousands of records declare the
+types of their fields (``field: type`` in the body of the class). For each of them a function is written
+once that copies just these. A field without a declared type is copied by what it holds.
 """
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
-from functools import partial
+from functools import cache, partial
 from hashlib import sha256
-from typing import Any, Final, TypeVar
+from types import UnionType
+from typing import Annotated, Any, Final, TypeVar, get_args, get_origin, get_type_hints
 
 from msgspec import MsgspecError, Struct, msgpack
 
 from clockwork_serve import messages
-from clockwork_serve.controller import (
-    admission,
-    belief,
-    cluster,
-    codes,
-    config,
-    deadlines,
-    estimates,
-    feasibility,
-    fleet,
-    hangs,
-    pages,
-    placement,
-    promises,
-    quarantine,
-    results,
-    tenants,
-    timers,
-)
-from clockwork_serve.controller.cluster import (
-    DeviceBelief,
-    Queue,
-    Residency,
-    ServedModel,
-    Strategy,
-    Waiter,
-)
-from clockwork_serve.controller.codes import BatchChoice
-from clockwork_serve.controller.estimates import Samples
-from clockwork_serve.controller.policies import FACTORIES, installed_modules
+from clockwork_serve.controller import config
+from clockwork_serve.controller.cluster import Queue
+from clockwork_serve.controller.policies import installed_modules
 from clockwork_serve.controller.record import Record
 from clockwork_serve.errors import StateError
-from clockwork_serve.messages import Extent
+from clockwork_serve.version import VERSION
 
-FORMAT: Final = 14
-"""Of saved states. To be raised with every change of a record's fields or of what they mean."""
-
-MODULES: Final = (
-    admission, belief, cluster, codes, deadlines, estimates, feasibility, fleet, hangs, pages, placement,
-    promises, quarantine, results, tenants, timers, *(sys.modules[each.__module__] for each in FACTORIES),
-)  # fmt: skip
-"""Where the classes of records are, beside the controller's own: also in the modules of policies."""
+PLAIN: Final[frozenset[type]] = frozenset({bool, float, int, str, type(None)})
+"""Types of values that are saved as they are."""
+VALUES: Final[frozenset[type]] = PLAIN | {bytes, frozenset}
+"""Types of values that a fork shares, beside messages, settings and enumerations."""
+CONTAINERS: Final[frozenset[type]] = frozenset({dict, list, set, tuple})
 
 Root = TypeVar("Root")
-
-# Records without their fields: half as long as by the class's own ``__new__``.
-new_batch: Final = partial(BatchChoice.__new__, BatchChoice)
-new_model: Final = partial(ServedModel.__new__, ServedModel)
-new_queue: Final = partial(Queue.__new__, Queue)
-new_residency: Final = partial(Residency.__new__, Residency)
-new_strategy: Final = partial(Strategy.__new__, Strategy)
-new_waiter: Final = partial(Waiter.__new__, Waiter)
-
-ATOMS: Final[frozenset[type]] = frozenset({bool, bytes, float, frozenset, int, str, type(None)})
-"""Types of immutable values that refer to no record."""
-CONTAINERS: Final[frozenset[type]] = frozenset({dict, list, set, tuple})
-BUILTIN: Final[dict[str, type]] = {
-    "dict": dict, "frozenset": frozenset, "list": list, "set": set, "tuple": tuple,
-}  # fmt: skip
-
-
-def classes_of_records() -> dict[str, type]:
-    """All classes of records, by name."""
-    return {
-        name: kind
-        for module in (*installed_modules(), *MODULES)
-        for name, kind in vars(module).items()
-        if isinstance(kind, type) and issubclass(kind, Record)
-    }
-
-
-def classes_of_values() -> dict[str, type]:
-    """All classes of messages, settings and enumerations that a state may refer to, by name."""
-    return {
-        name: kind
-        for module in (messages, config)
-        for name, kind in vars(module).items()
-        if isinstance(kind, type) and issubclass(kind, Struct | Enum)
-    }
+Copier = Callable[[Any], Any]
 
 
 def check_pure() -> None:
@@ -114,279 +52,246 @@ def check_pure() -> None:
         )
 
 
-def fields_of(record: object) -> tuple[str, ...]:
+# ------------------------------------------------------------
+# The fields of a class, and their declared types.
+
+
+@cache
+def fields_of(kind: type[Any]) -> tuple[str, ...]:
     """The names of a record's fields, in a definite order."""
-    kind = type(record)
-    compiled: tuple[str, ...] | None = getattr(kind, "__mypyc_attrs__", None)
-    if compiled is not None:
-        return tuple([name for name in compiled if name != "__dict__"])
     names: list[str] = []
     for base in reversed(kind.__mro__):
         slots = base.__dict__.get("__slots__", ())
         names += (slots,) if isinstance(slots, str) else slots
-    names += getattr(record, "__dict__", ())
-    return tuple(names)
+    return (*names, "__dict__") if kind.__dictoffset__ else tuple(names)
+
+
+@cache
+def types_of(kind: type) -> dict[str, Any]:
+    """The types of a record's fields that its class declares, by name."""
+    unknown: dict[str, Any] = {}
+    while True:
+        try:
+            return get_type_hints(kind, localns=unknown, include_extras=True)
+        except NameError as error:  # imported for type checkers only: such a field is copied by what it holds
+            unknown[str(error.name)] = object
+
+
+def is_record(declared: Any) -> bool:
+    """Whether what is declared so is a record."""
+    return isinstance(declared, type) and issubclass(declared, Record)
+
+
+def is_value(declared: Any) -> bool:
+    """Whether what is declared so never changes, and holds nothing that does."""
+    if isinstance(declared, UnionType) or get_origin(declared) in {frozenset, tuple}:
+        return all(map(is_value, get_args(declared)))
+    if declared is ...:  # as in tuple[int, ...]
+        return True
+    return isinstance(declared, type) and (declared in VALUES or issubclass(declared, Struct | Enum))
 
 
 # ------------------------------------------------------------
-# A fork: each record is copied when it is first reached; copies without fields are filled from a list.
+# The function that copies a record, written from what its class declares. Lists, dicts and sets of such a
+# record are its alone; a tuple may be in several places.
+
+COPIER: Final = """
+def bind(make, copiers, twins, held, copy):
+    get = twins.get
+    def copied(old):
+        new = twins[old] = make()
+        {}
+        return new
+    return copied
+"""
+
+
+def lines_of(field: str, declared: Any) -> list[str]:
+    """What copies one field."""
+    kind, parts, old = get_origin(declared), get_args(declared), f"old.{field}"
+    if kind is Annotated:  # SHARED
+        return [f"new.{field} = copy({old}) if (made := held.get(id({old}))) is None else made"]
+    if is_value(declared):
+        return [f"new.{field} = {old}"]
+    if kind in {dict, list, set} and all(map(is_value, parts)):
+        return [f"new.{field} = {old}.copy()"]
+    if kind is dict:
+        items = f"made[{copy_of(parts[0], 'key')}] = {copy_of(parts[1], 'item')}"
+        return [f"new.{field} = made = {{}}", f"for key, item in {old}.items(): {items}"]
+    if kind is list:
+        item = f"made.append({copy_of(parts[0], 'item')})"
+        return [f"new.{field} = made = []", f"if {old}:", f"    for item in {old}: {item}"]
+    if kind is tuple and parts[1:] == (...,):
+        items = f"made += (({copy_of(parts[0], 'item')}),)"
+        return ["made = ()", f"for item in {old}: {items}", f"new.{field} = made"]
+    return [f"one = {old}", f"new.{field} = {copy_of(declared, 'one')}"]
+
+
+def copy_of(declared: Any, one: str) -> str:
+    """An expression: the copy of what the variable ``one`` refers to."""
+    if is_value(declared):
+        return one
+    if isinstance(declared, UnionType) and get_args(declared)[1:] == (type(None),):
+        return f"None if {one} is None else {copy_of(get_args(declared)[0], one)}"
+    if is_record(declared):  # or of a subclass
+        return f"twin if (twin := get({one})) is not None else copiers[type({one})]({one})"
+    return f"copy({one})"
+
+
+@cache
+def binder_of(kind: type) -> Callable[..., Copier]:
+    """What makes, for one fork, the function that copies a record of this class."""
+    lines = [line for field in fields_of(kind) for line in lines_of(field, types_of(kind).get(field, object))]
+    made: dict[str, Any] = {}
+    exec(COPIER.format("\n        ".join(lines)), made)  # noqa: S102 - made of names of fields alone
+    bind: Callable[..., Copier] = made["bind"]
+    return bind
+
+
+# ------------------------------------------------------------
+# A fork. A record with declared fields is copied whole when it is first reached, while it is in the
+# processor's cache. Others are filled from a list, one after another: so Python's stack limits no state.
 
 
 def fork(root: Root) -> Root:
     """A controller that continues exactly like this one; neither disturbs the other."""
     check_pure()
-    forking = Forking()
-    copy: Root = forking.twin(root)
-    forking.fill()
-    return copy
+    try:
+        return Forking(at_once=True).fork(root)
+    except RecursionError:  # records with declared fields that are a long chain
+        return Forking(at_once=False).fork(root)
+
+
+class Copiers(dict[type, Copier]):
+    """By class: what copies a record that has no copy yet."""
+
+    def __init__(self, make: Callable[[type], Copier]) -> None:
+        self._make = make
+
+    def __missing__(self, kind: type) -> Copier:
+        copier = self[kind] = self._make(kind)
+        return copier
 
 
 class Forking:
-    """One fork in the making."""
+    """One fork in the making: the copies of records, which compare by identity."""
 
-    __slots__ = ("_containers", "_copied", "_empty", "_fields", "_shared", "_twins")
-
-    def __init__(self) -> None:
-        self._twins: dict[object, Any] = {}
-        """Copies of records, which compare by identity."""
+    def __init__(self, *, at_once: bool) -> None:
+        self._twins: dict[Any, Any] = {}
+        self._at_once = at_once
+        self._copiers = Copiers(self._copier)
+        """By class: what copies a record that has no copy yet."""
         self._containers: dict[int, Any] = {}
-        """Copies of lists, dicts and tuples, by ``id``: some are referred to more than once."""
+        """Copies of lists, dicts, sets and tuples, by ``id``: some are referred to more than once."""
         self._empty: list[tuple[Any, Any]] = []
         """Records and their copies which have no fields yet."""
-        self._fields: dict[type, tuple[str, ...]] = {}
-        self._shared: set[type] = set(ATOMS)
+        self._shared: set[type] = set(VALUES)
         """Types of immutable values found so far."""
-        self._copied: set[type] = set()
-        """Types of records found so far."""
 
-    def fill(self) -> None:
-        """Fill the copies that have no fields yet."""
-        empty, shared = self._empty, self._shared
+    def fork(self, root: Root) -> Root:
+        """The copy of ``root`` and of all that it refers to."""
+        copy: Root = self._twin(root)
+        empty, shared, twin = self._empty, self._shared, self._twin
         while empty:
             old, new = empty.pop()
-            names = self._fields.get(type(old))
-            if names is None:
-                names = fields_of(old)
-                if not hasattr(old, "__dict__"):
-                    self._fields[type(old)] = names
-            for name in names:
+            kind: Any = type(old)
+            for name in fields_of(kind):
                 value = getattr(old, name)
-                setattr(new, name, value if type(value) in shared else self.twin(value))
+                setattr(new, name, value if type(value) in shared else twin(value))
+        return copy
 
-    def twin(self, value: Any) -> Any:  # noqa: PLR0911 - one branch for each kind of record
+    def _copier(self, kind: type) -> Copier:
+        make: Callable[[], Any] = partial(
+            kind.__new__, kind
+        )  # half as long as by the class's own ``__new__``
+        if self._at_once and types_of(kind):
+            return binder_of(kind)(make, self._copiers, self._twins, self._containers, self._twin)
+        return partial(self._later, make)
+
+    def _later(self, make: Callable[[], Any], old: Any) -> Any:
+        new = self._twins[old] = make()
+        self._empty.append((old, new))
+        return new
+
+    def _twin(self, value: Any) -> Any:
         """The copy of a record or container; anything else itself."""
         kind: Any = type(value)
         if kind in self._shared:
             return value
         if kind in CONTAINERS:
             return self._container(value)
-        if kind not in self._copied:
+        if kind not in self._copiers:
             if issubclass(kind, Struct | Enum):
                 self._shared.add(kind)
                 return value
             if not issubclass(kind, Record):
                 raise TypeError(f"state: expected a Record or a value that never changes; found a {kind}")
-            self._copied.add(kind)
         found = self._twins.get(value)
-        if found is not None:
-            return found
-        if kind is Residency:
-            return self._residency(value)
-        if kind is Strategy:
-            return self._strategy(value)
-        if kind is ServedModel:
-            return self._model(value)
-        if kind is Queue:
-            return self._queue(value)
-        if kind is Waiter:
-            return self._waiter(value)
-        if kind is BatchChoice:
-            return self._batch(value)
-        if kind is Samples:
-            self._twins[value] = samples = value.copy()
-            return samples
-        new = kind.__new__(kind)
-        self._twins[value] = new
-        self._empty.append((value, new))
-        if kind is DeviceBelief:  # records that refer to a device refer to these two, too
-            new.exec, new.agenda = self.twin(value.exec), self.twin(value.agenda)
-        return new
-
-    # Containers. Sets hold no records, and no list is shared whose entries are numbers.
+        return self._copiers[kind](value) if found is None else found
 
     def _container(self, old: Any) -> Any:
         found = self._containers.get(id(old))
         if found is not None:
             return found
-        if type(old) is set:
-            self._containers[id(old)] = new = old.copy()
-            return new
+        shared, twin = self._shared, self._twin
         if type(old) is tuple:
-            made = tuple([self.twin(item) for item in old])
+            made = tuple([twin(one) for one in old])
             if all(one is other for one, other in zip(old, made, strict=True)):
                 made = old
-            self._containers[id(old)] = made
-            return made
+            return self._containers.setdefault(id(old), made)
         self._containers[id(old)] = new = type(old)()
         if type(old) is dict:
-            shared = self._shared
-            for key, value in old.items():
-                new[key if type(key) in shared else self.twin(key)] = self.twin(value)
-        elif old:
-            new += self._items(old)
+            for key, one in old.items():
+                new[key if type(key) in shared else twin(key)] = one if type(one) in shared else twin(one)
+        elif type(old) is set:
+            new.update([twin(one) for one in old])
+        elif old and type(old[0]) is tuple:
+            new += self._entries(old)
+        else:
+            new += [one if type(one) in shared else twin(one) for one in old]
         return new
 
-    def _items(self, old: list[Any]) -> list[Any]:
-        """Copies of a list's items, which are of one type. In entries of a heap only the last is a record."""
-        first, get = old[0], self._twins.get
-        if type(first) is not tuple:
-            return old if type(first) in self._shared else [self.twin(one) for one in old]
-        if type(first[0]) is not int and type(first[0]) is not Extent:
-            return [self.twin(one) for one in old]
-        if len(first) == 2:
-            return [(key, get(one) or self.twin(one)) for key, one in old]
-        if len(first) == 3:
-            return [(key, order, get(one) or self.twin(one)) for key, order, one in old]
-        return [(*entry[:-1], self.twin(entry[-1])) for entry in old]
-
-    # What there is one of for each model, each on a device, each request, each size of a batch
-
-    def _model(self, old: ServedModel) -> ServedModel:
-        new = new_model()
-        twins = self._twins
-        twins[old] = new
-        new.arrived_ns = old.arrived_ns
-        new.band_ns = old.band_ns
-        new.base_ns = old.base_ns
-        new.batch = old.batch
-        new.code = old.code
-        new.code_id = old.code_id
-        new.demand_ns = old.demand_ns
-        new.gap_ns = old.gap_ns
-        new.popularity = old.popularity
-        new.key = old.key
-        new.load_key = old.load_key
-        new.model = old.model
-        new.order = old.order
-        new.pace_at_ns = old.pace_at_ns
-        new.pace_ns = old.pace_ns
-        new.priority = old.priority
-        new.quarantined = old.quarantined
-        new.queue_limit = old.queue_limit
-        new.removed = old.removed
-        new.dirty = old.dirty
-        new.waiting = old.waiting
-        new.residencies = residencies = {}
-        for name, residency in old.residencies.items():
-            residencies[name] = twins.get(residency) or self._residency(residency)
-        new.sole = None if old.sole is None else twins[old.sole]
-        new.queues = queues = {}
-        for key, queue in old.queues.items():
-            queues[key] = twins[queue] if queue in twins else self._queue(queue)
-        new.main = None if old.main is None else twins[old.main]
-        return new
-
-    def _residency(self, old: Residency) -> Residency:
-        new = new_residency()
-        get = self._twins.get
-        self._twins[old] = new
-        new.considered = old.considered
-        new.extent = old.extent
-        new.in_flight = old.in_flight
-        new.ready_ns = old.ready_ns
-        new.demand_ns = old.demand_ns
-        new.reserved = old.reserved
-        new.share_ns = old.share_ns
-        new.slow = old.slow
-        new.state = old.state
-        new.used = old.used
-        new.version = old.version
-        new.code = get(old.code) or self.twin(old.code)
-        new.device = get(old.device) or self.twin(old.device)
-        new.model = get(old.model) or self._model(old.model)
-        return new
-
-    def _queue(self, old: Queue) -> Queue:
-        new = new_queue()
-        get = self._twins.get
-        self._twins[old] = new
-        new.alone = old.alone
-        new.band_ns = old.band_ns
-        new.to_recheck = old.to_recheck
-        new.dues = old.dues.copy()
-        new.filling_until_ns = old.filling_until_ns
-        new.least = old.least
-        new.level = old.level
-        new.order = old.order
-        new.place_ns = old.place_ns
-        new.rows = old.rows
-        new.signature = old.signature
-        new.sizes = old.sizes
-        new.watch = None if old.watch is None else self.twin(old.watch)
-        new.model = get(old.model) or self._model(old.model)
-        new.waiters = [self.twin(one) for one in old.waiters] if old.waiters else []
-        new.reserved = [self.twin(one) for one in old.reserved] if old.reserved else []
-        new.undecided = [self.twin(one) for one in old.undecided] if old.undecided else []
-        new.strategies = ()
-        for strategy in old.strategies:
-            new.strategies += (get(strategy) or self._strategy(strategy),)
-        return new
-
-    def _strategy(self, old: Strategy) -> Strategy:
-        new = new_strategy()
-        twins = self._twins
-        get = twins.get
-        twins[old] = new
-        new.key_ns = old.key_ns
-        new.queue = twins[old.queue] if old.queue in twins else self._queue(old.queue)
-        new.residency = residency = get(old.residency) or self._residency(old.residency)
-        new.device = device = residency.device
-        new.lane = device.exec
-        new.agenda = device.agenda
-        new.batches = self._containers.get(id(old.batches)) or self._container(old.batches)
-        new.least = get(old.least) or self.twin(old.least)
-        return new
-
-    def _waiter(self, old: Waiter) -> Waiter:
-        new = new_waiter()
-        self._twins[old] = new
-        new.alone = old.alone
-        new.cause = old.cause
-        new.cold = old.cold
-        new.demand_ns = old.demand_ns
-        new.due_ns = old.due_ns
-        new.promised_ns = old.promised_ns
-        new.tensor_refs = old.tensor_refs
-        new.request = old.request
-        new.retries = old.retries
-        new.slo_ns = old.slo_ns
-        new.state = old.state
-        new.device = None if old.device is None else self.twin(old.device)
-        new.place = None if old.place is None else self.twin(old.place)
-        new.queue = self._twins[old.queue] if old.queue in self._twins else self._queue(old.queue)
-        return new
-
-    def _batch(self, old: BatchChoice) -> BatchChoice:
-        new = new_batch()
-        self._twins[old] = new
-        new.count = old.count
-        new.size = old.size
-        new.samples = self.twin(old.samples)
-        return new
+    def _entries(self, old: list[Any]) -> Iterable[Any]:
+        """Copies of a list's tuples, such as a heap's: column by column, for most columns are numbers."""
+        if set(map(type, old)) != {tuple} or len(set(map(len, old))) != 1:
+            return [self._twin(one) for one in old]
+        columns: list[Iterable[Any]] = []
+        get, twin = self._twins.get, self._twin
+        for column in zip(*old, strict=True):
+            kinds = set(map(type, column))
+            if kinds <= self._shared:
+                columns.append(column)
+            elif kinds <= self._copiers.keys():
+                columns.append([new if (new := get(one)) is not None else twin(one) for one in column])
+            else:
+                columns.append([twin(one) for one in column])
+        return zip(*columns, strict=True)
 
 
 # ------------------------------------------------------------
-# Saved as bytes: all objects by number, each as its kind and what it holds. A number in a list of its own
+# Saved as bytes: all objects by number, each as its class and what it holds. A number in a list of its own
 # refers to another one; what is not so wrapped is a value that refers to nothing.
-
-
-PLAIN: Final = frozenset({bool, float, int, str, type(None)})
 
 
 def save(root: object) -> bytes:
     """The whole state as bytes, from which ``restore`` makes a controller that continues exactly like it."""
     check_pure()
     return Saving().save(root)
+
+
+@cache
+def names_of(kind: Any) -> tuple[str, ...]:
+    """The names of its fields or members, by which it is noticed that another version of it was saved."""
+    if issubclass(kind, Enum):
+        return tuple(kind.__members__)
+    if issubclass(kind, Struct):
+        return tuple(kind.__struct_fields__)
+    return tuple(fields_of(kind)) if is_record(kind) else ()
+
+
+def name_of(kind: type) -> str:
+    """A class's name in a saved state."""
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 class Saving:
@@ -399,8 +304,8 @@ class Saving:
         """All objects, by number."""
         self._numbers: dict[int, int] = {}
         """Number by ``id``; ``found`` keeps every object alive, so that no id is reused."""
-        self._kinds: dict[tuple[str, tuple[str, ...]], int] = {}
-        """Number by the names of a class and its fields."""
+        self._kinds: dict[Any, int] = {}
+        """Number by class."""
 
     def save(self, root: object) -> bytes:
         """The bytes of ``root`` and of all objects that it refers to."""
@@ -408,8 +313,8 @@ class Saving:
         objects: list[tuple[int, Any]] = []
         while len(objects) < len(self.found):  # which grows meanwhile
             objects.append(self._object(self.found[len(objects)]))
-        body = msgpack.encode((list(self._kinds), objects))
-        return msgpack.encode((FORMAT, sha256(body).digest(), body))
+        body = msgpack.encode(([(name_of(kind), names_of(kind)) for kind in self._kinds], objects))
+        return msgpack.encode((VERSION, sha256(body).digest(), body))
 
     def _reference(self, value: Any) -> Any:
         if type(value) in PLAIN:
@@ -421,9 +326,8 @@ class Saving:
         return (number,)
 
     def _object(self, found: Any) -> tuple[int, Any]:
-        kind = type(found)
+        kind: Any = type(found)
         holds: Any
-        names: tuple[str, ...] = ()
         if kind is dict:
             holds = [self._reference(one) for item in found.items() for one in item]
         elif kind is set or kind is frozenset:
@@ -436,9 +340,8 @@ class Saving:
             holds = msgpack.encode(found)
         else:
             assert isinstance(found, Record), f"a {kind} is in the state"
-            names = fields_of(found)
-            holds = [self._reference(getattr(found, name)) for name in names]
-        return self._kinds.setdefault((kind.__name__, names), len(self._kinds)), holds
+            holds = [self._reference(getattr(found, name)) for name in fields_of(kind)]
+        return self._kinds.setdefault(kind, len(self._kinds)), holds
 
 
 def restore(saved: bytes, kind: type[Root]) -> Root:
@@ -448,64 +351,61 @@ def restore(saved: bytes, kind: type[Root]) -> Root:
     """
     check_pure()
     try:
-        found, digest, body = msgpack.decode(saved, type=list[Any])
+        version, digest, body = msgpack.decode(saved, type=tuple[str | int, bytes, bytes])
     except (MsgspecError, ValueError) as error:
         raise StateError("state: expected what a controller saved; found other bytes") from error
-    if found != FORMAT:
+    if version != VERSION:
         raise StateError(
-            f"state: expected format {FORMAT}; found {found!r}: it was saved by another version, "
-            "start a controller without it"
+            f"state: expected one that clockwork {VERSION} saved; found one of version {version}: "
+            "start a controller without it, or restore it with that version"
         )
-    if type(body) is not bytes or sha256(body).digest() != digest:
+    if sha256(body).digest() != digest:
         raise StateError("state: expected the bytes that its hash vouches for; found others: save it again")
     kinds, objects = msgpack.decode(body)
-    root = Restoring(kinds, objects, kind).root()
+    root = Restoring(kinds, objects).root()
     if type(root) is not kind:
         raise StateError(f"state: expected a {kind.__name__}; found a {type(root).__name__}")
     return root
 
 
+def records(kind: type[Record] = Record) -> Iterator[type[Record]]:
+    """All classes of records that were imported."""
+    for one in kind.__subclasses__():
+        yield one
+        yield from records(one)
+
+
+def classes() -> dict[str, type]:
+    """All classes of which a state may hold an object, by name."""
+    installed_modules()  # imports other packages' policies, and so their records
+    values = [one for module in (messages, config) for one in vars(module).values() if isinstance(one, type)]
+    of_values = [kind for kind in values if issubclass(kind, Struct | Enum)]
+    return {name_of(kind): kind for kind in (*CONTAINERS, frozenset, *of_values, *records())}
+
+
 class Restoring:
     """One state on its way from bytes."""
 
-    __slots__ = ("_kinds", "_made", "_names", "_objects", "_records", "_values")
+    __slots__ = ("_kinds", "_made", "_objects")
 
-    def __init__(self, kinds: list[Any], objects: list[Any], root: type) -> None:
-        self._records = {**classes_of_records(), root.__name__: root}
-        self._values = classes_of_values()
-        self._names: list[tuple[str, ...]] = [tuple(names) for _, names in kinds]
-        """Names of fields, by number of the class."""
-        self._kinds: list[Any] = [self._class(name, tuple(names)) for name, names in kinds]
+    def __init__(self, kinds: list[Any], objects: list[Any]) -> None:
+        known = classes()
+        self._kinds: list[Any] = [checked(known.get(name), name, names) for name, names in kinds]
         self._objects = objects
         self._made: list[Any] = [self._begun(*one) for one in objects]
         """By number; None stands for a tuple or frozenset that is not made yet."""
 
-    def _class(self, name: str, names: tuple[str, ...]) -> Any:
-        kind: Any = BUILTIN.get(name) or self._values.get(name)
-        if kind is not None:
-            return kind
-        kind = self._records.get(name)
-        if kind is None:
-            raise StateError(f"state: expected records of this version; found a {name}, which it has not")
-        expected = set(fields_of(kind.__new__(kind)))
-        if expected and expected != set(names):  # none: its fields are not known before they are set
-            raise StateError(
-                f"state: expected a {name} of {', '.join(sorted(expected))}; found one of "
-                f"{', '.join(sorted(names))}: it was saved by another version, start a controller without it"
-            )
-        return kind
-
     def root(self) -> Any:
         """Fill all objects; returns the first."""
-        for number, (at, holds) in enumerate(self._objects):
-            kind, made = self._kinds[at], self._made[number]
+        for made, (at, holds) in zip(self._made, self._objects, strict=True):
+            kind = self._kinds[at]
             if kind is list:
                 made += [self._value(one) for one in holds]
             elif kind is dict:
                 for key, value in zip(holds[::2], holds[1::2], strict=True):
                     made[self._value(key)] = self._value(value)
-            elif kind.__name__ in self._records:
-                for name, value in zip(self._names[at], holds, strict=True):
+            elif is_record(kind):
+                for name, value in zip(fields_of(kind), holds, strict=True):
                     setattr(made, name, self._value(value))
         return self._made[0]
 
@@ -516,9 +416,9 @@ class Restoring:
             return None
         if kind is set:
             return set(holds)
-        if kind is list or kind is dict or kind.__name__ in self._records:
-            return kind.__new__(kind)
-        return msgpack.decode(holds, type=kind) if issubclass(kind, Struct) else kind(holds)
+        if issubclass(kind, Enum):
+            return kind(holds)
+        return msgpack.decode(holds, type=kind) if issubclass(kind, Struct) else kind.__new__(kind)
 
     def _value(self, value: Any) -> Any:
         if type(value) is not list:
@@ -533,3 +433,16 @@ class Restoring:
                 made = tuple([self._value(one) for one in holds])
             self._made[number] = made
         return made
+
+
+def checked(kind: Any, name: str, names: list[str]) -> Any:
+    """The class of that name, if it is as it was when it was saved."""
+    if kind is None:
+        raise StateError(f"state: expected records of this version; found a {name}, which it has not")
+    if names_of(kind) != tuple(names):
+        ours, theirs = sorted({*names_of(kind)} - {*names}), sorted({*names} - {*names_of(kind)})
+        raise StateError(
+            f"state: expected a {name} with {', '.join(ours) or 'other order'}; found one with "
+            f"{', '.join(theirs) or 'none of it'}: another version saved it, start a controller without it"
+        )
+    return kind
