@@ -80,7 +80,7 @@ PLANTED: Final[tuple[tuple[str, str, str, str], ...]] = (
      "a device is looked at once"),
     (f"{C}/hangs", "        if timer.late_id != lane.head_id:", "        if not timer.late_id:",
      "one look is enough, after the first time"),
-    (f"{C}/cluster", "            self.stalled = False\n            if outstanding:", "            if outstanding:",
+    (f"{C}/lanes", "            self.stalled = False\n            if outstanding:", "            if outstanding:",
      "a lane that moves again is believed stuck"),
     (f"{C}/feasibility", "                residency.slow = found = True", "                pass",
      "models stay where they are too slow"),
