@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 SCHEDULERS: dict[str, SchedulerFactory] = {"default": DefaultScheduler, "paper": PaperScheduler}
 """A policy of this package is a file beside this one and a line here."""
-FACTORIES: Final[tuple[SchedulerFactory, ...]] = tuple(SCHEDULERS.values())
-"""What makes the schedulers of this package."""
 POLICIES = tuple(SCHEDULERS)
 """Names of this package's scheduling policies."""
 POLICY_GROUP: Final = "clockwork_serve.policies"
@@ -160,6 +158,6 @@ def _installed(name: str, belief: Belief) -> Scheduler:
 _METHODS = sorted(name for name, value in vars(Scheduler).items() if name[0] != "_" and callable(value))
 
 __all__ = [
-    "FACTORIES", "POLICIES", "SCHEDULERS", "DefaultScheduler", "PaperScheduler", "Scheduler",
+    "POLICIES", "SCHEDULERS", "DefaultScheduler", "PaperScheduler", "Scheduler",
     "scheduler_for", "successor_for",
 ]  # fmt: skip
