@@ -17,6 +17,7 @@ import pytest
 from clockwork_serve import __version__
 from clockwork_serve.cli.entry import clockwork
 from clockwork_serve.cli.serve import serve
+from clockwork_serve.config.former import FORMER_COMMANDS, FORMER_OPTIONS
 from tests.cli.commands import Cli
 
 HEAVY = ("asyncio", "grpc", "numpy", "onnx", "onnxruntime", "rich", "uvloop")
@@ -38,6 +39,20 @@ print("heavy:", [name for name in {HEAVY} if name in sys.modules])
 def test_every_command_explains_itself(cli: Cli) -> None:
     for name in clockwork.list_commands(click.Context(clockwork)):
         assert "Usage: clockwork" in cli(name, "--help").out
+
+
+@pytest.mark.parametrize(("name", "instead"), FORMER_COMMANDS.items())
+def test_a_command_of_an_earlier_version_says_what_does_its_work_now(
+    cli: Cli, name: str, instead: str
+) -> None:
+    assert instead in cli.refused(name, "some.journal", "--json", "-")
+
+
+@pytest.mark.parametrize(("option", "instead"), FORMER_OPTIONS.items())
+def test_an_option_of_an_earlier_version_does_so_too(cli: Cli, option: str, instead: str) -> None:
+    command, name = option.split()
+
+    assert instead in cli.refused(command, "steady.toml", name, "page")
 
 
 def clockwork_lab_help(name: str) -> str:

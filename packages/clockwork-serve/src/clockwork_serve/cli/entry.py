@@ -27,7 +27,7 @@ from clockwork_serve.cli.serve import controller, gateway, serve, worker
 from clockwork_serve.cli.simulate import simulate
 from clockwork_serve.cli.top import top
 from clockwork_serve.cli.workload import workload
-from clockwork_serve.config.former import FORMER_COMMANDS, FORMER_SETTINGS
+from clockwork_serve.config.former import FORMER_COMMANDS, FORMER_OPTIONS, FORMER_SETTINGS
 from clockwork_serve.config.reader import former
 from clockwork_serve.errors import ClockworkError, ConfigError, described, install_advice
 
@@ -204,6 +204,11 @@ def _misused(error: click.UsageError, arguments: Sequence[str] | None) -> int:
         name = error.option_name.removeprefix("--").removeprefix("no-").replace("-", "_")
         if name in FORMER_SETTINGS:
             return _failed(str(former(name, error.option_name)), MISUSED)
+        option = f"{error.ctx.info_name if error.ctx else ''} {error.option_name}"
+        if option in FORMER_OPTIONS:
+            return _failed(
+                f"{option}: found an option of an earlier version; {FORMER_OPTIONS[option]}", MISUSED
+            )
     message = error.format_message()
     command = error.ctx.command_path if error.ctx else _named(arguments)
     return _failed(f"{message}{'' if message[-1:] in '.?' else '.'} See {command} --help", MISUSED)

@@ -1,4 +1,4 @@
-"""Settings and commands of earlier versions, and what to use now. Each is an error that says it."""
+"""Settings, commands and options of earlier versions, and what to use now. Each is an error that says it."""
 
 from __future__ import annotations
 
@@ -52,3 +52,10 @@ FORMER_COMMANDS: Final[dict[str, str]] = {
     "what-if": "play its traffic anew: clockwork workload from JOURNAL, then clockwork simulate",
 }
 """By name, what does the work now."""
+
+FORMER_OPTIONS: Final[dict[str, str]] = {
+    "bench --html": "--json FILE has the same numbers",
+    "plan --check": "clockwork bench SCENARIO --url URL plays it on a server, for the same columns",
+    "plan --html": "--json FILE has the same numbers",
+}
+"""By command and option, what does the work now."""
