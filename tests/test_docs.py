@@ -14,9 +14,12 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import click
 import pytest
 
+from clockwork_serve.cli.entry import clockwork
 from clockwork_serve.config import SETTINGS
+from clockwork_serve.config.former import FORMER_SETTINGS
 from tests.distributions.pages import PAGES, unfenced
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,6 +153,23 @@ def test_pages_named_in_source_and_messages_exist() -> None:
     ]
 
     assert not gone
+
+
+def test_no_page_names_an_option_of_an_earlier_version() -> None:
+    context = click.Context(clockwork)
+    commands = [clockwork.get_command(context, name) for name in clockwork.list_commands(context)]
+    now = {word for command in commands if command for one in command.params for word in one.opts}
+    gone = {f"--{name.replace('_', '-')}" for name in FORMER_SETTINGS} - now
+
+    named = [
+        f"{page}: {word}"
+        for page in pages()
+        if page not in {"CHANGELOG.md", "docs/operate/configuration.md"}
+        for word in re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / page).read_text(encoding="utf-8"))
+        if word in gone
+    ]
+
+    assert named == []
 
 
 def test_advice_to_install_one_of_our_distributions_names_its_folder_in_a_clone() -> None:

@@ -150,7 +150,7 @@ def test_what_are_no_names_of_hosts_says_how_to_write_them(written: object) -> N
 
 def test_the_name_of_one_host() -> None:
     assert values.host_name(" Clockwork.internal ") == "clockwork.internal"
-    for written in ("", "a,b", "a:80", "*.a", None, ["a"]):
+    for written in ("", "a,b", "a:80", "*.a", "10.0.0.4", None, ["a"]):
         with pytest.raises(Unfit, match="the name of a host"):
             values.host_name(written)
 

@@ -43,6 +43,12 @@ def test_a_table_with_and_without_a_header(tmp_path) -> None:
     assert not any("SLO" in note for note in traffic.notes())
 
 
+def test_columns_that_are_not_read_are_named(tmp_path) -> None:
+    _, traffic = read(tmp_path, "time,model,rate\n2026-11-30T14:00:00,mlp,120\n")
+
+    assert any(note.startswith("a row is one request, whatever rate may say") for note in traffic.notes())
+
+
 @pytest.mark.parametrize(
     ("number", "at_ns"),
     [

@@ -12,12 +12,13 @@ FORMER_SETTINGS: Final[dict[str, str]] = {
     "compile_s": f"{_FIXED}: a compilation may be without progress for 900 s; leave it out",
     "cuda_graphs": f"{_FIXED}: 256 graphs are kept; leave it out",
     "hang_grace_s": "set watchdog_s: a hung worker has 5 times as long to respond",
-    "hang_s": "set watchdog_s, which means the same",
+    "hang_s": "set watchdog_s, from which all processes' times now follow",
     "head_s": _PATIENCE,
     "idle_s": _PATIENCE,
     "io_memory": "set scratch_memory, of which a fifth is for inputs and outputs",
     "jitter": "write it with the device: emulated:v100?jitter=0.1",
     "largest_batch": "set max_batch, which now limits every model",
+    "listen_workers": "set listen_machines, which means the same",
     "look_ahead_ms": f"{_FIXED}: lanes are filled 5 ms ahead; leave it out",
     "max_calls": f"{_FIXED}: a gRPC connection may have 1000 open calls; leave it out",
     "max_head": f"{_FIXED}: the head of a request may have 32KiB; leave it out",
@@ -41,6 +42,7 @@ FORMER_SETTINGS: Final[dict[str, str]] = {
     "stuck_s": "set watchdog_s: processes other than workers have 1.5 times as long",
     "triton_codes": "set triton, which turns on Triton's codes and its metrics",
     "triton_metrics": "set triton, which turns on Triton's codes and its metrics",
+    "worker_name": "set machine_name, which means the same",
     "workspace": "set scratch_memory, of which four fifths are scratch memory",
 }
 """By name, the remedy of the error."""

@@ -270,7 +270,7 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     )] = 1
     isolate: Annotated[str, Setting(
         one_of("off", "cores", "realtime", "both"),
-        "cores: every device has its own; realtime: lanes have real-time priority (needs CAP_SYS_NICE)",
+        "cores: every device has its own; realtime: lanes have real-time priority (needs CAP_SYS_NICE); both",
         WORKER,
     )] = "off"
 

@@ -225,9 +225,9 @@ def lease_name(value: object) -> str:
 
 
 def host_name(value: object) -> str:
-    """The name of one host, in small letters."""
+    """The name of one host, in small letters; no address: a certificate has those in another place."""
     found = value.strip().lower() if isinstance(value, str) else ""
-    if _HOST_NAME.fullmatch(found):
+    if _HOST_NAME.fullmatch(found) and not found.rpartition(".")[2].isdigit():
         return found
     raise Unfit("the name of a host", "write it like clockwork.example.com")
 

@@ -105,6 +105,7 @@ class _Lines:
         self._lost: Counter[str] = Counter()
         self._first: dict[str, int] = {}
         self._slos = True
+        self._unread: list[str] = []
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         for number, line in lines(self.path):
@@ -120,6 +121,8 @@ class _Lines:
         said = ["sizes of inputs are not told: each request has one row of its model's usual shape"]
         if not self._slos:
             said.append(NO_SLOS)
+        if self._unread:
+            said.append(f"a row is one request, whatever {', '.join(self._unread)} may say: not read")
         first = [f", the first in line {self._first[what]}" for what in self._lost]
         return said + [one + where for one, where in zip(told(self._lost), first, strict=True)]
 
@@ -180,6 +183,9 @@ class TableTraffic(_Lines):
         width, at, model = len(columns), _of(columns, _TIMES), _of(columns, _MODELS)
         slo, tenant, priority = _of(columns, _SLOS), _of(columns, ("tenant",)), _of(columns, ("priority",))
         self._slos = slo is not None
+        self._unread = [
+            name for place, name in enumerate(columns) if place not in {at, model, slo, tenant, priority}
+        ]
         assert at is not None, "a table has times"
         for number, line in self._lines():
             if number <= skipped:

@@ -17,6 +17,8 @@ from msgspec import Meta, Struct
 
 from clockwork_serve import __version__
 from clockwork_serve.config import SETTINGS, setting
+from clockwork_serve.config.former import FORMER_SETTINGS
+from clockwork_serve.config.reader import former
 from clockwork_serve.config.table import GATEWAY, WORKER, JoiningProcess, wrong
 from clockwork_serve.config.values import Unfit, read_devices, switch
 from clockwork_serve.errors import ConfigError, did_you_mean
@@ -171,6 +173,8 @@ def _flags(
         if name in _GIVEN:
             remedy = "leave it out: it follows from the rest of the file"
             raise wrong(f"{where}.{name}", file, "a setting that is yours to choose", value, remedy)
+        if name in FORMER_SETTINGS:
+            raise former(name, f"{where} of {file}")
         if name not in known:
             raise wrong(f"{where}.{name}", file, "a setting of that role", name, did_you_mean(name, known))
         entry = setting(name)
