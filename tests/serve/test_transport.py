@@ -254,6 +254,26 @@ async def test_a_peer_that_breaks_the_protocol_loses_its_link_only(
     listener.close()
 
 
+def test_a_connection_may_be_given_up_at_any_time(tmp_path: Path) -> None:
+    problems: list[object] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: problems.append(context))
+        listener = await Side().listen(tmp_path / "c.sock")
+        for turns in range(12):
+            connecting = asyncio.ensure_future(Side().connect(tmp_path / "c.sock"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            connecting.cancel()
+            await asyncio.sleep(0.01)
+        listener.close()
+
+    uvloop.run(main())
+
+    assert problems == []
+
+
 async def test_a_peer_that_does_not_read_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "UNSENT_BYTES_MAX", 1 << 20)
     server = Side()

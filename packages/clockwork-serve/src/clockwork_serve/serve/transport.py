@@ -531,7 +531,10 @@ class Link(asyncio.BufferedProtocol):
         if transport is None or transport.is_closing():
             return
         if pending := self._writer.take():
-            transport.write(pending)
+            try:
+                transport.write(pending)
+            except RuntimeError:  # uvloop closed it without a word: who connected gave up meanwhile
+                return
             if (unsent := transport.get_write_buffer_size()) > UNSENT_BYTES_MAX:
                 self.abort(f"it does not read: {unsent} bytes wait for it")
 
