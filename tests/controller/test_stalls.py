@@ -1,4 +1,4 @@
-"""A device whose exec lane does not move serves nothing: what is loaded there is loaded elsewhere, too."""
+"""A device of which a lane does not move: what waits for that lane is loaded elsewhere, too."""
 
 from __future__ import annotations
 
