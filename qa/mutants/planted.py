@@ -78,6 +78,8 @@ PLANTED: Final[tuple[tuple[str, str, str, str], ...]] = (
     (f"{C}/hangs", "        lane.stalled = True", "        pass", "a lane that does not move is believed to serve"),
     (f"{C}/hangs", "        self._belief.timers.set(timer, now_ns + STALL_CHECK_NS)", "        pass",
      "a device is looked at once"),
+    (f"{C}/belief", "        self.timers.set(device.load_stall_timer, at_ns)", "        pass",
+     "a LOAD that does not end is waited for"),
     (f"{C}/hangs", "        if timer.late_id != lane.head_id:", "        if not timer.late_id:",
      "one look is enough, after the first time"),
     (f"{C}/lanes", "            self.stalled = False\n            if outstanding:", "            if outstanding:",

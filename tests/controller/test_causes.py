@@ -92,6 +92,15 @@ def test_what_was_sent_to_a_device_that_does_not_move_tells_nothing_of_how_fast_
     assert moved.d1.delays.drift == drift
 
 
+def test_a_promise_that_waits_for_a_load_that_does_not_end_tells_nothing_of_how_fast_the_device_is():
+    moved = Moved(Cause.OUTRANKED)
+    drift = moved.d1.delays.drift
+    moved.d1.load.stalled = True
+
+    assert moved.broken() is Cause.DEVICE_STALLED
+    assert moved.d1.delays.drift == drift
+
+
 def warm(*names: str) -> World:
     """Models on a device that is idle."""
     made = serving(*names, times=profile(b1_ms=20, step_ms=4, load_ms=60), decide_ns=0, max_batch=8)

@@ -133,3 +133,11 @@ def test_who_waited_behind_what_an_earlier_controller_sent_has_not_cost_a_worker
     (answer,) = tell(6, result(again.action_id, 6))  # type: ignore[union-attr]
     assert isinstance(answer, Answer)
     assert answer.outcome is Outcome.OK
+
+
+def test_a_load_lane_that_is_stalled_by_an_inherited_load_is_sent_none_until_that_ends() -> None:
+    tell = successor()
+    tell.joined(state(resident("a", 0, 7, ready=False), running=(LOAD,)))
+    pass_time(tell, 100)
+    assert only(tell(100, ask("b", 100, slo_ms=500)), Load) == []
+    assert [one.model for one in only(tell(101, result(7, 101)), Load)] == ["b/1"]  # type: ignore[union-attr]

@@ -1,8 +1,10 @@
-"""A device whose exec lane does not move serves nothing: what is loaded there is loaded elsewhere, too."""
+"""A device of which a lane does not move: what waits for that lane is loaded elsewhere, too."""
 
 from __future__ import annotations
 
 from collections import Counter
+
+import pytest
 
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.belief import Belief
@@ -12,11 +14,11 @@ from clockwork_serve.controller.hangs import UNRESPONSIVE_NS, Stalls
 from clockwork_serve.controller.timers import STALL_CHECK_NS
 from clockwork_serve.messages import Infer, Load, Outcome, Readiness, WorkerHeard, WorkerSilent
 from clockwork_serve.units import NS_PER_MS, ms
-from tests.controller.honest import device
+from tests.controller.honest import device, model
 from tests.controller.stubborn import Stubborn, world_of
 
 LOOK_MS = STALL_CHECK_NS / NS_PER_MS
-INFER_MS = 10
+INFER_MS, LOAD_MS = 10, 8
 EVERY_MS = 20
 
 
@@ -218,3 +220,89 @@ def test_an_action_is_late_at_two_looks_or_not_at_all() -> None:
     stalls.fired(one.stall_timer, ms(125))
 
     assert lane.stalled
+
+
+def loading(**settings: object) -> Stubborn:
+    """Model ``c`` is on its way to ``d0``, which is stuck at that LOAD; ``d1`` is idle and empty.
+
+    The policy is one that makes no copies in idle memory: a device whose memory is full gets none either.
+    """
+    world = world_of("d0", settings={"hang_ns": ms(2000), "policy": "paper", **settings})
+    world.serve(model("c"))
+    world.join(device("d1"), worker="w1")
+    world.run(until_ms=20)
+    world.actions.clear()
+    world.stuck.add("d0")
+    world.ask("c", slo_ms=50, until_ms=1)
+    assert loads(world) == [("c", "d0")]
+    return world
+
+
+def test_a_model_whose_load_is_overdue_is_loaded_and_served_elsewhere() -> None:
+    world = loading()
+
+    ends = asks(world, 50, "c")
+
+    missed_ms = EVERY_MS * (50 - ends[Outcome.OK])
+    assert missed_ms <= LOAD_MS + 3 * LOOK_MS + EVERY_MS
+    assert loads(world) == [("c", "d0"), ("c", "d1")]
+    assert not world.hung()
+
+
+def test_a_load_that_is_a_little_late_moves_nothing() -> None:
+    world = loading()
+    world.run(until_ms=LOAD_MS + LOOK_MS - 2)
+    world.release("d0")
+
+    assert asks(world, 10, "c") == {Outcome.OK: 10}
+    assert loads(world) == [("c", "d0")]
+
+
+def test_an_overdue_load_that_ends_after_all_leaves_two_copies_that_both_serve() -> None:
+    world = loading()
+    asks(world, 10, "c")
+    world.release("d0")
+    world.run(until_ms=20)
+    world.kill("w1", "d1")
+    world.actions.clear()
+
+    assert asks(world, 10, "c") == {Outcome.OK: 10}
+    assert {(type(one), one.device) for one in world.actions} == {(Infer, "d0")}
+
+
+def test_a_stalled_load_lane_is_sent_no_further_load_though_the_other_one_is_busy() -> None:
+    world = loading()
+    world.serve(model("e"), model("f"))
+    world.run(until_ms=LOAD_MS + 3 * LOOK_MS)
+    asked = [world.request(name, slo_ms=50) for name in ("e", "f")]
+    world.run(until_ms=50)
+
+    assert [world.answers[one].outcome for one in asked] == [Outcome.OK, Outcome.OK]
+    assert loads(world)[1:] == [("e", "d1"), ("f", "d1")]
+
+
+def test_weights_that_are_ready_serve_on_beside_an_overdue_load() -> None:
+    world = loading()
+    world.stuck.clear()  # the LOAD that was kept stays overdue
+    world.run(until_ms=LOAD_MS + 3 * LOOK_MS)
+
+    assert asks(world, 20, "b") == {Outcome.OK: 20}
+    assert ("b", "d1") not in loads(world)
+
+
+@pytest.mark.parametrize("name", ["c", "e"])
+def test_no_answer_is_promised_behind_a_load_that_does_not_end(name: str) -> None:
+    world = world_of("d0", settings={"hang_ns": ms(2000)})
+    world.serve(model("c"), model("e"))
+    world.stuck.add("d0")
+    world.ask("c", slo_ms=50, until_ms=LOAD_MS + 3 * LOOK_MS)
+    asked = world.ask(name, slo_ms=100, until_ms=100, decide_ns=ms(1))
+
+    assert (world.answers[asked].outcome, world.answers[asked].promised) == (Outcome.REJECTED, False)
+
+
+def test_a_model_of_an_overdue_load_that_is_asked_for_later_is_served_elsewhere_too() -> None:
+    world = loading()
+    world.run(until_ms=200)
+
+    assert asks(world, 10, "c") == {Outcome.OK: 10}

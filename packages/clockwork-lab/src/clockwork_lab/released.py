@@ -357,8 +357,10 @@ class ReleasedScheduler(Scheduler, Base):
         """Have both lanes topped up; nobody looks whether they move."""
         if device.stall_timer.at_ns:
             self._belief.timers.set(device.stall_timer, NEVER_NS)
-            device.stall_timer = StallTimer(device)
-            device.stall_timer.at_ns = 0  # it looks set, so that nobody sets it
+            self._belief.timers.set(device.load_stall_timer, NEVER_NS)
+            device.stall_timer = StallTimer(device, device.exec)
+            device.load_stall_timer = StallTimer(device, device.load)
+            device.stall_timer.at_ns = device.load_stall_timer.at_ns = 0  # they look set, so nobody sets them
         device.agenda.exec_full = False
         self._mark_exec_dirty(device.agenda)
         self._loads.mark(device.agenda)

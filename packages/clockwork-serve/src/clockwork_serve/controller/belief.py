@@ -507,7 +507,7 @@ class Belief(Measured):
         sent = waiter.state == SENT  # to end before its due time, whatever was before
         if not sent and waiter.cause is not Cause.NONE:
             return waiter.cause
-        if device.exec.stalled:
+        if device.exec.stalled or (not sent and device.load.stalled):
             return Cause.DEVICE_STALLED
         late = sent or device.exec.overdue_ns(self.now_ns) > 0 or device.load.overdue_ns(self.now_ns) > 0
         return Cause.DEVICE_SLOWED if late or device.slowed_ns > waiter.promised_ns else Cause.UNEXPLAINED
@@ -572,8 +572,7 @@ class Belief(Measured):
         sole = model.sole
         if sole is not None:
             sole.assign(model.demand_ns)
-            device = sole.device
-            if device.demand_ns <= self.dirty_above_ns and not (sole.slow or device.exec.stalled):
+            if sole.device.demand_ns <= self.dirty_above_ns and sole.serves:
                 return
         self.mark_dirty(model)
 
@@ -685,6 +684,7 @@ class Belief(Measured):
         self.sent[action_id] = Sent(action, device, residency, samples, [])
         self.arm_checks(device, now_ns)
         self._occupy(device.load, action_id, expected_ns, now_ns)
+        self.watch_load(device, now_ns)
         self.load_moves += 1
         self.effects.append(action)
 
@@ -704,6 +704,7 @@ class Belief(Measured):
         self.sent[action_id] = Sent(action, device, None, None, [])
         self.arm_checks(device, now_ns)
         device.load.send(action_id, 0, now_ns)
+        self.watch_load(device, now_ns)
         self.load_moves += 1
         self.effects.append(action)
 
@@ -713,6 +714,16 @@ class Belief(Measured):
             self.timers.set(device.hang_timer, now_ns + self._hang_ns)
         if device.stall_timer.at_ns == NEVER_NS:
             self.timers.set(device.stall_timer, now_ns + STALL_CHECK_NS)
+
+    def watch_load(self, device: DeviceBelief, now_ns: int) -> None:
+        """Have a load lane checked once its running action is overdue; called when its actions changed."""
+        lane, at_ns = device.load, NEVER_NS
+        if not device.load_stall_timer.at_ns:
+            return  # the policy has nobody look
+        if lane.outstanding:
+            overdue_ns = lane.head_end_ns + max(STALL_CHECK_NS, lane.head_lasts_ns)
+            at_ns = max(overdue_ns, now_ns + STALL_CHECK_NS)
+        self.timers.set(device.load_stall_timer, at_ns)
 
     def _occupy(self, lane: LaneBelief, action_id: int, expected_ns: int, now_ns: int) -> None:
         """Add an action to a lane; if that may make a watched head infeasible, have the lane rechecked."""

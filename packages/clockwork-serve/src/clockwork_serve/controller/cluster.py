@@ -536,9 +536,15 @@ class Residency(Record):
         self.demand_ns = demand_ns
 
     @property
+    def stalled(self) -> bool:
+        """Whether a lane is stalled that a request for these weights has to wait for."""
+        device = self.device
+        return device.exec.stalled or (self.state == LOADING and device.load.stalled)
+
+    @property
     def serves(self) -> bool:
         """Whether its device can serve the model's demand: it is neither stalled nor too slow for it."""
-        return not (self.slow or self.device.exec.stalled)
+        return not (self.slow or self.stalled)
 
     def step(self, step: int) -> None:
         """Change state by the table ``WEIGHTS_AFTER``; asserts that the step is legal."""
@@ -593,13 +599,17 @@ class HangTimer(Timer):
 
 
 class StallTimer(Timer):
-    """When to check next whether a device's exec lane is stalled; set while it has work."""
+    """When to check next whether a lane of a device is stalled.
 
-    __slots__ = ("device", "late_id", "no_heartbeat", "unresponsive")
+    Set for the exec lane while the device has work, for the load lane to when its running action is overdue.
+    """
 
-    def __init__(self, device: DeviceBelief) -> None:
+    __slots__ = ("device", "lane", "late_id", "no_heartbeat", "unresponsive")
+
+    def __init__(self, device: DeviceBelief, lane: LaneBelief) -> None:
         super().__init__(device.index)
         self.device = device
+        self.lane = lane
         self.late_id = 0
         """The action that was too late at the last check."""
         self.unresponsive = False
@@ -618,9 +628,9 @@ class DeviceBelief(Record):
 
     __slots__ = (
         "agenda", "codes", "delays", "demand_ns", "ends_ns", "ends_until_ns", "exec", "failed_codes",
-        "hang_timer", "idle", "index", "load", "load_key_ns", "name", "pages", "pending_codes", "renewed_ns",
-        "reserved", "reserved_ns", "retry_slots", "room_bytes", "rooms_ns", "since_ns", "slowed_ns", "spec",
-        "stall_timer", "up", "used", "warm", "worker",
+        "hang_timer", "idle", "index", "load", "load_key_ns", "load_stall_timer", "name", "pages",
+        "pending_codes", "renewed_ns", "reserved", "reserved_ns", "retry_slots", "room_bytes", "rooms_ns",
+        "since_ns", "slowed_ns", "spec", "stall_timer", "up", "used", "warm", "worker",
     )  # fmt: skip
 
     def __init__(self, spec: DeviceSpec, worker: str, index: int, config: ControllerConfig) -> None:
@@ -665,7 +675,8 @@ class DeviceBelief(Record):
         """When an action last took clearly longer than expected."""
         self.retry_slots = RetrySlots()
         self.hang_timer = HangTimer(self, off=not config.hang_ns)
-        self.stall_timer = StallTimer(self)
+        self.stall_timer = StallTimer(self, self.exec)
+        self.load_stall_timer = StallTimer(self, self.load)
         self.since_ns = 0
         """When it was last sent a code to prepare, or had prepared one."""
 

@@ -355,6 +355,7 @@ class Controller(Record):
             if self._tenants.loads:
                 self._tenants.loaded(result.action_id, now_ns, good=good)
             device.load.end(result.action_id, result.ended_ns)
+            self._belief.watch_load(device, now_ns)
             if self._reject:
                 self._feasibility.load_ended(device, now_ns)
             if good and sent.residency is not None:

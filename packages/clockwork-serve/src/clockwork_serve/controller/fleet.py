@@ -121,6 +121,8 @@ class Takeover(Record):
         lane = device.load if one.lane is Lane.LOAD else device.exec
         self._belief.arm_checks(device, now_ns)
         lane.send(running.action_id, running.left_ns, now_ns)
+        if lane is device.load:
+            self._belief.watch_load(device, now_ns)
         if residency is not None:
             if one.lane is Lane.LOAD:
                 residency.ready_ns = lane.free_ns
@@ -140,6 +142,7 @@ class Takeover(Record):
         device, residency = one.device, one.residency
         if one.lane is Lane.LOAD:
             device.load.end(result.action_id, result.ended_ns)
+            self._belief.watch_load(device, now_ns)
             if self._belief.config.reject_infeasible:
                 self._feasibility.load_ended(device, now_ns)
             if residency is not None:
@@ -373,10 +376,9 @@ class Fleet(Record):
             belief.drop(residency)
         self._takeover.release_device(device)
         self.scheduler.device_lost(device)
-        if device.hang_timer.entry_ns != NEVER_NS:
-            belief.timers.set(device.hang_timer, NEVER_NS)
-        if device.stall_timer.entry_ns != NEVER_NS:
-            belief.timers.set(device.stall_timer, NEVER_NS)
+        for timer in (device.hang_timer, device.stall_timer, device.load_stall_timer):
+            if timer.entry_ns != NEVER_NS:
+                belief.timers.set(timer, NEVER_NS)
         if self._reject:
             self._feasibility.device_lost(device)
         belief.reset_bases()

@@ -1,4 +1,4 @@
-"""Watchdogs: workers that hang, and devices whose exec lanes stall."""
+"""Watchdogs: workers that hang, and devices whose lanes stall."""
 
 from __future__ import annotations
 
@@ -349,9 +349,11 @@ def _seconds(lasts_ns: int) -> str:
 # Stalled devices: their models are loaded elsewhere before it is known whether the worker hangs.
 #
 # The timeout after which a worker counts as hung is seconds. Until then requests for its weights would miss
-# their deadlines, though another device could load them. So an exec lane is *stalled* when its running action
-# is late by its expected duration, and by ``STALL_CHECK_NS`` at least, in two checks. Until that action ends,
-# the device is assumed to serve no demand (``placement.Candidates``). After ``UNRESPONSIVE_NS`` the device
+# their deadlines, though another device could load them. So a lane is *stalled* when its running action is
+# late by its expected duration, and by ``STALL_CHECK_NS`` at least, in two checks. Until that action ends,
+# the device is assumed to serve no demand (``placement.Candidates``): none at all if its exec lane is
+# stalled; none for weights that it has yet to load if its load lane is. A disk may be slow while INFERs run
+# well, so weights that are ready count still. After ``UNRESPONSIVE_NS`` a device whose exec lane is stalled
 # does not count as warm, and without any other warm device the server is not ready.
 
 
@@ -360,17 +362,19 @@ UNRESPONSIVE_NS: Final = ms(1500)
 
 
 class Stalls(Record):
-    """Detects stalled exec lanes."""
+    """Detects stalled lanes."""
 
     def __init__(self, belief: Belief, readiness: ReadinessTracker) -> None:
         self._belief = belief
         self._readiness = readiness
 
     def fired(self, timer: StallTimer, now_ns: int) -> None:
-        """Check a device that has work."""
-        lane = timer.device.exec
+        """Check a lane that has work."""
+        device, lane = timer.device, timer.lane
         overdue_ns = lane.overdue_ns(now_ns)
-        unresponsive = lane.stalled and overdue_ns >= max(UNRESPONSIVE_NS, lane.head_lasts_ns)
+        unresponsive = (
+            lane is device.exec and lane.stalled and overdue_ns >= max(UNRESPONSIVE_NS, lane.head_lasts_ns)
+        )
         if unresponsive != timer.unresponsive:
             timer.unresponsive = unresponsive
             self._readiness.may_change = True
@@ -383,6 +387,6 @@ class Stalls(Record):
             timer.late_id = lane.head_id
             return
         lane.stalled = True
-        for residency in timer.device.pages.holders():
-            if residency.model.waiting:
+        for residency in device.pages.holders():
+            if residency.model.waiting and residency.stalled:
                 self._belief.mark_dirty(residency.model)

@@ -307,6 +307,8 @@ class Promises(Timer):
         best: Residency | None = None
         best_ns, lasts_ns = NEVER_NS, 0
         for residency in queue.model.residencies.values():
+            if residency.stalled:
+                continue
             ready_ns = free_ns(residency, 0)
             end_ns, needed_ns = self._end_ns(
                 residency.device, residency.code, ready_ns, waiters, spare_ns, now_ns
@@ -344,7 +346,7 @@ class Promises(Timer):
         fewest = lasts_ns = 0
         for residency in queue.model.residencies.values() if len(self._belief.waiting_by_class) > 1 else ():
             device = residency.device
-            if device.exec.stalled or not any(one.queue.level > queue.level for one in device.reserved):
+            if residency.stalled or not any(one.queue.level > queue.level for one in device.reserved):
                 continue
             new = Reservation(queue, residency, 0)
             new.margin_ns = margin_ns(device, waiters[0].slo_ns, new.batches[0].samples)
@@ -365,6 +367,8 @@ class Promises(Timer):
         for device in self._belief.devices.values():
             code = device.codes.get(model.code_id)
             if code is None or device.name in model.residencies or size > device.room_bytes:
+                continue
+            if device.exec.stalled or device.load.stalled:
                 continue
             ready_ns = device.load.available_ns(now_ns) + code.timings.load(size).estimate_ns
             end_ns, _ = self._end_ns(device, code, ready_ns, waiters, spare_ns, now_ns)
@@ -392,8 +396,6 @@ class Promises(Timer):
         batches = code.batches(queue.signature, queue.sizes)
         waiters = waiters[: batches[-1].count]
         due_ns = waiters[0].due_ns
-        if device.exec.stalled:
-            return NEVER_NS, 0
         limit_ns = due_ns - margin_ns(device, waiters[0].slo_ns, batches[0].samples)
         at = place_of(device.reserved, due_ns)
         ends_ns, rooms_ns = plan_of(device, now_ns)
