@@ -99,7 +99,7 @@ def _device(device: DeviceBelief) -> dict[str, object]:
         "pages": device.spec.pages, "page_bytes": device.spec.page_bytes, "pages_used": device.pages.used,
         "resident": [residency.model.key for residency in ready],
         "codes": len(device.codes), "failed_codes": device.failed_codes,
-        "pending_codes": len(device.pending_codes),
+        "failed_weights": device.failed_weights, "pending_codes": len(device.pending_codes),
         "exec_outstanding": len(device.exec.outstanding), "load_outstanding": len(device.load.outstanding),
     }  # fmt: skip
 

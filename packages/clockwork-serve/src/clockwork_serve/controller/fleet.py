@@ -340,9 +340,12 @@ class Fleet(Record):
             device.pending_codes.discard(code_id)
 
     def prepared(self, device: DeviceBelief, event: CodeReady, now_ns: int) -> None:
-        """Record that a device prepared a code, or failed to."""
+        """Record that a device prepared a code, or failed to; or so of weights."""
         belief = self._belief
-        if event.code_id not in belief.codes or self._quarantine.code_prepared(event):
+        if event.code_id not in belief.codes:
+            self._weights_found(device, event)
+            return
+        if self._quarantine.code_prepared(event):
             return
         device.pending_codes.discard(event.code_id)
         device.since_ns = now_ns
@@ -359,6 +362,21 @@ class Fleet(Record):
         for model in belief.models.values():
             if model.waiting and model.code_id == event.code_id:
                 belief.recheck_model(model)
+
+    def _weights_found(self, device: DeviceBelief, event: CodeReady) -> None:
+        """Record that the worker of a device has a valid file of a model's weights, or that it has none."""
+        weights_id = event.code_id
+        models = [one for one in self._belief.models.values() if one.model.weights.weights_id == weights_id]
+        if event.ok:
+            device.failed_weights.pop(weights_id, None)
+        elif models:
+            device.failed_weights[weights_id] = event.message
+        if not device.up:
+            return
+        self.scheduler.device_changed(device)
+        for model in models:
+            if model.waiting:
+                self._belief.recheck_model(model)
 
     def remove_device(self, device: DeviceBelief) -> list[Sent]:
         """Remove a device and its weights from belief; returns the actions in flight there."""

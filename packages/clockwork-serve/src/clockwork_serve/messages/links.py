@@ -187,7 +187,11 @@ class CodeAdded(Struct, frozen=True, kw_only=True, array_like=True, tag="code_ad
 
 
 class CodeReady(Struct, frozen=True, kw_only=True, array_like=True, tag="code_ready"):
-    """A worker prepared a code on a device, or failed to (``message`` says why)."""
+    """A worker prepared a code on a device, or failed to (``message`` says why).
+
+    ``code_id`` may also be the id of weights: a worker on another machine has no valid file of them, or has
+    one again. Builds that do not know that ignore it, as a code that was removed.
+    """
 
     device: str
     code_id: str

@@ -224,7 +224,7 @@ class LiveView(Tracks):
 
     def _on_code_ready(self, event: CodeReady) -> None:
         if not event.ok:
-            self._note("model", f"code not prepared on {event.device}: {event.message}")
+            self._note("model", f"not prepared on {event.device}: {event.message}")
 
     def _on_quarantined(self, effect: Quarantined) -> None:
         what = f"in quarantine: {effect.why}" if effect.why else "out of quarantine"
