@@ -496,7 +496,10 @@ class StoreLease:
                 self._said = ""
             left_s = tenure.left_s(time.monotonic())
             if left_s <= 0:
-                _log.error("the store took no heartbeat for %.1f s", TENURE * self.lease_s)
+                _log.error(
+                    "the store took no heartbeat for %.1f s: see that it has room and can be written, or set "
+                    "a longer lease_s where it is slow", TENURE * self.lease_s,
+                )  # fmt: skip
                 break
             await asyncio.sleep(min(left_s, self.lease_s / BEATS))
         self.lost.set()
@@ -551,7 +554,10 @@ class StoreLease:
         kind = f"{error.errno}" if isinstance(error, OSError) and error.errno else described(error)
         if kind != self._said:
             self._said = kind
-            _log.warning("lease: the store fails: %s", described(error))
+            _log.warning(
+                "lease: the store fails: %s; nobody can lead while it cannot be written: give it room, the "
+                "right to write, and the network to it", described(error),
+            )  # fmt: skip
 
 
 def _not_written(error: Exception) -> ConfigError:
