@@ -263,6 +263,13 @@ class GatewayLink:
         """Whether the controller is connected, but returns no heartbeats: it would answer no request."""
         return self._pulse.stalled
 
+    @property
+    def why_silent(self) -> str:
+        """That the controller is connected and returns no heartbeats; "" if it does."""
+        if not self._pulse.late:
+            return ""
+        return f"the controller has not answered for {self._pulse.stalled_s:.1f} s"
+
     def grace_ns(self) -> int:
         """How long after a deadline to wait for the controller's answer; not at all while it is silent."""
         return 0 if self._pulse.late else GRACE_NS
@@ -275,7 +282,7 @@ class GatewayLink:
         if self._handing_over:
             return "the controller hands over to another one"
         if self._pulse.stalled:
-            return f"the controller has not answered for {self._pulse.stalled_s:.1f} s"
+            return self.why_silent
         if self._readiness.ready and self.unreached:
             return self.unreached
         if self._readiness.ready and self.models.all_quarantined:
