@@ -89,6 +89,8 @@ async def _in_thread(work: Callable[[], Answer], given_up: Callable[[], object] 
 
 
 LEASE_NAME: Final = "controller.lease"  # the file in the run directory
+STANDBY_NAME: Final = "controller.standby"
+"""Another one: who leads, where a controller of several hosts stands by. Its gateway says so."""
 _FORM: Final = re.compile(rb"epoch (\d{20}) ([0-9a-f]{8})\n")
 _READ_BYTES: Final = 256
 

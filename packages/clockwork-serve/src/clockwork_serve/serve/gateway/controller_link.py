@@ -236,6 +236,8 @@ class GatewayLink:
         self._listener = listener
         self._standby = standby
         self._offer = offer
+        self.read_standby: Callable[[], str] = lambda: ""
+        """Says that the controller of this host stands by, and who leads; "" if it does not."""
         self.unreached = ""  # why no worker gets tensors from this gateway, so that it serves nothing
         self._loop = asyncio.get_running_loop()
         self._link: ControllerLink | None = None
@@ -278,7 +280,7 @@ class GatewayLink:
     def why_not_ready(self) -> str:
         """Why the server is not ready, for clients and the log."""
         if not self.is_open:
-            return "no link to the controller"
+            return self.read_standby() or "no link to the controller"
         if self._handing_over:
             return "the controller hands over to another one"
         if self._pulse.stalled:
