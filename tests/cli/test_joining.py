@@ -146,6 +146,13 @@ def test_a_worker_without_the_server_s_store_joins_nothing(tmp_path: Path) -> No
     assert "clockwork serve and to clockwork worker with --store" in said
 
 
+def test_a_worker_whose_store_no_library_reaches_ends_before_it_joins(tmp_path: Path) -> None:
+    code, _, said = clockwork("worker", *SERVER, *words(files(tmp_path)), "--store", "nowhere://of/ours")
+    assert code == 2
+    assert said.startswith("error: repository: store: expected a folder, or a URL that fsspec"), said
+    assert (said.count("\n"), "found nowhere://of/ours" in said) == (1, True)
+
+
 def test_a_name_that_cannot_be_one_is_refused_for_workers(tmp_path: Path) -> None:
     code, _, said = clockwork("worker", "--controller", "127.0.0.1:7000", "--machine-name", "a b")
     assert code == 2

@@ -18,6 +18,7 @@ import pytest
 from msgspec import structs
 
 from clockwork_serve.cli.top import frame
+from clockwork_serve.telemetry import render_standby
 from clockwork_serve.telemetry.top import DeviceNow, ModelNow, ServerNow
 from tests.cli.commands import Cli
 
@@ -169,6 +170,11 @@ def test_a_server_that_is_not_there_is_told(cli: Cli) -> None:
 def test_what_is_answered_instead_of_metrics_is_told(status: int, error: str, said: str, cli: Cli) -> None:
     with answering(status, f'{{"error": "{error}"}}') as url:
         assert said in cli.refused("top", "--url", url, "--once", code=1)
+
+
+def test_a_controller_that_stands_by_is_no_server_to_look_at(cli: Cli) -> None:
+    with answering(200, render_standby().decode()) as url:
+        assert "stands by: ask the one that leads" in cli.refused("top", "--url", url, "--once", code=1)
 
 
 def test_on_a_terminal_it_redraws_the_screen_and_leaves_it_as_it_was(url: str) -> None:

@@ -224,6 +224,18 @@ def test_a_load_that_fails_fails_its_requests_with_its_message() -> None:
     assert "could not be loaded" in world.answers[request_id].message
 
 
+def test_a_load_without_valid_weights_is_tried_again_before_its_requests_fail() -> None:
+    world = serving("a")
+    honest, statuses = world.reply, [Status.DAMAGED, Status.DAMAGED]
+
+    def failing(action, status, start_ns, end_ns):  # type: ignore[no-untyped-def]
+        damaged = isinstance(action, Load) and statuses
+        honest(action, statuses.pop() if damaged else status, start_ns, end_ns)
+
+    world.reply = failing  # type: ignore[method-assign]
+    assert served(world, world.ask("a", slo_ms=500)) == [Outcome.OK]
+
+
 def test_a_full_queue_refuses() -> None:
     world = serving(model("a", queue_limit=2), max_batch=1)
     ids = [world.request("a", slo_ms=5000) for _ in range(4)]
@@ -431,7 +443,7 @@ def test_a_snapshot_names_all_that_a_screen_shows() -> None:
         "devices": [{
             "device": "d0", "kind": "emulated", "worker": "w0", "warm": True, "pages": 16,
             "page_bytes": 1 << 20, "pages_used": 8, "resident": ["a/1"], "codes": 1, "failed_codes": {},
-            "pending_codes": 0, "exec_outstanding": 1, "load_outstanding": 1,
+            "failed_weights": {}, "pending_codes": 0, "exec_outstanding": 1, "load_outstanding": 1,
         }],
         "tenants": {}, "quarantined": {}, "hung": {},
     }  # fmt: skip

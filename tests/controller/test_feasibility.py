@@ -21,7 +21,9 @@ from clockwork_serve.messages import (
     Result,
     Status,
     Unload,
+    WeightsReady,
     WorkerJoined,
+    WorkerLost,
 )
 from clockwork_serve.units import ms
 from tests.controller.honest import Lane, World, device, model, profile, serving
@@ -67,6 +69,29 @@ def test_a_code_that_was_made_again_is_expected_of_who_could_not_prepare_it_and_
     world.tell(CodeReady(device="d0", code_id="c"))
     answer = world.ask("a", slo_ms=500)
     assert world.answers[answer].outcome is Outcome.OK
+
+
+def weights_found(why: str) -> WeightsReady:
+    return WeightsReady(device="d0", weights_id=model("a").weights.weights_id, ok=not why, message=why)
+
+
+@pytest.mark.parametrize("policy", ["paper", "default"])
+def test_a_device_without_a_model_s_weights_is_sent_no_load_of_it_until_it_has_them(policy: str) -> None:
+    world = World(ControllerConfig(policy=policy))
+    world.serve(model("a"), model("b"))
+    world.join(device())
+    world.tell(weights_found("none in the store"))
+    for _ in range(3):
+        answer = world.answers[world.ask("a", slo_ms=500)]
+        assert answer.reason is Reason.NOT_SERVING
+        assert answer.message == "device d0 has no weights of the model: none in the store"
+    assert world.answers[world.ask("b", slo_ms=500)].outcome is Outcome.OK, "which has other weights"
+    world.join(device("d1"), worker="w1")
+    assert world.answers[world.ask("a", slo_ms=500)].outcome is Outcome.OK
+    assert {each.device for each in world.actions if each.model == "a/1"} == {"d1"}
+    world.tell(WorkerLost(worker="w1"))
+    world.tell(weights_found(""))
+    assert world.answers[world.ask("a", slo_ms=500)].outcome is Outcome.OK
 
 
 class Verifying(World):

@@ -77,16 +77,14 @@ def test_a_file_fills_its_target_and_nothing_else(blobs, tmp_path):
 def test_another_size_is_refused_and_nothing_written(blobs, tmp_path, size):
     weights, _ = blob(tmp_path / "a")
     target = np.zeros(size, np.uint8)
-    with pytest.raises(DamageError, match=f"found 100000 bytes, not {size}; it is made again"):
+    with pytest.raises(DamageError, match=f"found 100000 bytes, not {size}"):
         blobs.read_into(weights, target)
     assert not target.any()
 
 
 def test_a_file_that_is_not_there_is_named(blobs, tmp_path):
     weights = Weights(weights_id="w", path=str(tmp_path / "none"), size=1)
-    with pytest.raises(
-        DamageError, match=r"weights w: .*none, found No such file .*it is made again"
-    ) as found:
+    with pytest.raises(DamageError, match=r"weights w: .*none, found No such file ") as found:
         blobs.read_into(weights, np.zeros(1, np.uint8))
     assert (found.value.what, found.value.name) == ("weights", "w")
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -101,7 +102,7 @@ class Cluster:
         until("the gateway serves", lambda: _ready(facts["http"]), PATIENCE_S)
 
     def seen(self, port: int) -> Metrics:
-        """The metrics of a controller; none of one that stands by, or is not there."""
+        """The metrics of a controller; one of one that stands by, none of one that is not there."""
         try:
             return read_metrics(self.metrics[port], 5)
         except OSError:
@@ -173,6 +174,12 @@ def test_an_engine_finds_one_that_stands_by_alive_and_not_ready(cluster: Cluster
     at = {port: cluster.metrics[port].removesuffix("/metrics") for port in cluster.ports}
     assert (_ready(at[leader], "live"), _ready(at[leader])) == (True, True)
     assert (_ready(at[other], "live"), _ready(at[other])) == (True, False)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{at[other]}/v2/health/ready", timeout=5)
+    why = refused.value.read().decode()
+    assert f"this controller stands by; the one at 127.0.0.1:{leader} leads, with epoch" in why
+    assert total(cluster.seen(other), "clockwork_standing_by") == 1
+    assert total(cluster.seen(leader), "clockwork_standing_by") == 0
 
 
 @pytest.mark.parametrize("how_it_ends", ["killed", "stopped", "asked to end"])

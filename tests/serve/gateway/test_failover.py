@@ -119,6 +119,22 @@ async def test_a_request_is_submitted_to_two_controllers_at_most(world: World) -
     assert client.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
 
 
+async def test_requests_that_waited_in_vain_for_a_leader_to_be_ready_are_told_that(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Client(slo_ms=60_000)
+    await sent(world, client)
+    world.controller.stop()
+    world.controller.ready = Readiness(ready=False, why="0 of 1 devices are warm")
+    await world.controller.start()
+    await world.until(lambda: world.gateway.link.is_open)
+    assert client.ends == []
+    monkeypatch.setattr(controller_link, "FAILOVER_TIMEOUT_NS", 0)
+    await world.until(lambda: client.ends)
+    assert client.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
+    assert "not ready in time: 0 of 1 devices are warm" in client.ends[0].message
+
+
 async def test_requests_await_a_controller_that_is_ready(world: World) -> None:
     client = Client(slo_ms=60_000)
     await sent(world, client)

@@ -60,6 +60,19 @@ def test_a_request_without_credit_for_too_long_is_rejected_with_advice(gateway: 
     assert counters.region_used_bytes == 0
 
 
+def test_a_request_without_credit_of_a_silent_controller_is_told_that_it_is_silent(
+    gateway: RunningGateway,
+) -> None:
+    gateway.controller.beats = False
+    gateway.until(lambda: gateway.servers.gateway.link.why_silent)
+    with ExitStack() as clients:
+        for _ in range(2):
+            begin(gateway, clients, 20_000)
+        third = end(begin(gateway, clients, 200))
+    assert (third.status, third.json["reason"]) == (503, "not_serving")
+    assert "the controller has not answered for" in third.json["error"]
+
+
 def test_once_requests_waited_in_vain_few_wait(gateway: RunningGateway) -> None:
     with ExitStack() as clients:
         gateway.do(lambda: gateway.controller.send(RequestCredit(heard=0, most=1)))

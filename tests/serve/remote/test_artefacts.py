@@ -18,7 +18,7 @@ from tests.serve.remote.bridges import MODEL
 from tests.worker.actions import CODE, load
 
 BLOB = bytes(range(256)) * 2000
-FILES = {"model.onnx": BLOB, "index.json": b"{}"}
+FILES = {"model.onnx": b"a graph", "index.json": b"{}"}
 
 
 class Place:
@@ -29,7 +29,8 @@ class Place:
         self.store.mkdir()
         self.builder = Cache(folder / "builder", store=str(self.store))
         self.cache = Cache(folder / "away", reads_weights=False, store=str(self.store))
-        self.artefacts = MachineArtefacts(self.cache)
+        self.found: list[tuple[str, str]] = []
+        self.artefacts = MachineArtefacts(self.cache, found=lambda *found: self.found.append(found))
         self.coded: list[tuple[Code, str]] = []
 
     def fill(self) -> Model:
@@ -56,11 +57,12 @@ async def test_a_code_is_ready_once_it_and_the_weights_of_its_models_are_there(p
     await until(lambda: place.coded)
     ((code, why),) = place.coded
     assert (Path(code.path).parent.parent, why) == (place.cache.root, "")
-    assert (Path(code.path) / "model.onnx").read_bytes() == BLOB
+    assert (Path(code.path) / "model.onnx").read_bytes() == FILES["model.onnx"]
     assert place.cache.weights_path(model.weights.weights_id).read_bytes() == BLOB
-    gone: list[Load] = []
-    assert place.artefacts.load(structs.replace(load(1, "a", 0), weights=model.weights), gone.append)
-    assert gone[0].weights.path == str(place.cache.weights_path(model.weights.weights_id))
+    gone: list[tuple[Load, str]] = []
+    action = structs.replace(load(1, "a", 0), weights=model.weights)
+    assert place.artefacts.load(action, lambda *loaded: gone.append(loaded))
+    assert gone[0][0].weights.path == str(place.cache.weights_path(model.weights.weights_id))
 
 
 async def test_what_is_missing_is_said_once_and_taken_when_somebody_has_stored_it(place: Place) -> None:
@@ -115,10 +117,43 @@ async def test_what_is_damaged_in_a_far_cache_is_taken_again(place: Place) -> No
     here = place.cache.weights_path(model.weights.weights_id)
     here.write_bytes(bytes(len(BLOB)))
     place.artefacts.damaged(ArtefactDamaged(what="weights", name=model.weights.weights_id))
-    gone: list[Load] = []
-    place.artefacts.load(structs.replace(load(1, "a", 0), weights=model.weights), gone.append)
+    gone: list[tuple[Load, str]] = []
+    action = structs.replace(load(1, "a", 0), weights=model.weights)
+    place.artefacts.load(action, lambda *loaded: gone.append(loaded))
     await until(lambda: gone)
-    assert here.read_bytes() == BLOB
+    assert (here.read_bytes(), gone[0][1]) == (BLOB, "")
+    weights_id = model.weights.weights_id
+    assert place.found == [(weights_id, f"{here} is damaged, and is taken again"), (weights_id, "")]
+
+
+@pytest.mark.parametrize("lacks", ["no file", "another file"])
+async def test_weights_that_no_store_has_are_named_once_and_their_load_fails_until_they_are_there(
+    place: Place, lacks: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = place.fill()
+    weights_id = model.weights.weights_id
+    there = place.store / "objects" / weights_id[:2] / weights_id
+    there.rename(place.store / "away")
+    if lacks == "another file":
+        there.write_bytes(bytes(len(BLOB)))
+    place.add(model)
+    await until(lambda: place.coded)
+    assert place.coded[0][1] == "", "other models may have the code"
+    gone: list[str] = []
+    action = structs.replace(load(1, "a", 0), weights=model.weights)
+    place.artefacts.load(action, lambda action, why: gone.append(why))
+    await until(lambda: gone and not place.artefacts._taking)
+    await asyncio.sleep(0.3)
+    ((of, why),) = set(place.found)
+    assert (of, gone) == (weights_id, [why])
+    assert f"expected a valid objects/{weights_id[:2]}/{weights_id} in {place.store}" in why
+    assert "clockwork profile REPO --store STORE --cache EMPTY_FOLDER" in why
+    said = [record.getMessage() for record in caplog.records if record.name == far.__name__]
+    assert said == [f"this worker does not serve {model.key}: weights {weights_id}: {why}"]
+    (place.store / "away").replace(there)
+    await until(lambda: place.found[-1] == (weights_id, ""))
+    place.artefacts.load(action, lambda action, why: gone.append(why))
+    assert gone[1:] == [""]
 
 
 async def test_a_cache_that_cannot_be_written_serves_what_is_there_and_the_rest_says_why(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 
@@ -53,6 +54,15 @@ async def test_work_ends_or_is_cancelled() -> None:
     asyncio.get_running_loop().call_later(0.01, event.set)
     assert not await run_unless(event, work(3600))
     assert ended == [0, 3600]
+
+
+async def test_several_pieces_of_work_are_cancelled_without_a_word() -> None:
+    event, said = asyncio.Event(), []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: said.append(context))
+    event.set()
+    assert not await run_unless(event, asyncio.gather(asyncio.sleep(3600), asyncio.sleep(3600)))
+    gc.collect()
+    assert said == []
 
 
 async def test_an_error_of_the_work_is_raised() -> None:

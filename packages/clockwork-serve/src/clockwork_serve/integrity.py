@@ -122,10 +122,7 @@ def _seal(place: str, data: bytes) -> bytes:
 def damage(what: str, name: str, path: Path | str, found: str) -> DamageError:
     """The error for an artefact that does not match its hash."""
     return DamageError(
-        f"{what} {name}: expected what was stored in {path}, found {found}; it is made again from the"
-        " repository",
-        what=what,
-        name=name,
+        f"{what} {name}: expected what was stored in {path}, found {found}", what=what, name=name
     )
 
 

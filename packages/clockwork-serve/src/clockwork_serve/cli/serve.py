@@ -221,7 +221,7 @@ def gateway(config: str | None, as_json: bool, **flags: Any) -> int:  # noqa: FB
 def worker(config: str | None, **flags: Any) -> int:
     """Join the server at --controller with this machine's devices, and serve until told to stop.
 
-    The server was started with --listen-machines. Models are fetched from it into the cache here.
+    The server was started with --listen-machines. Models are copied from --store into the cache here.
     """
     settings = settings_from(None, config, flags, needs_repository=False)
 

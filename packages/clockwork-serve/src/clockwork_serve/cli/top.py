@@ -86,7 +86,13 @@ def _reading(target: Target) -> Reading:
         raise another_port(target.url, METRICS_PORT, f"{status}: {error_in(body, phrase)}")
     if status != 200:
         raise ClockworkError(f"the server answered {status}: {error_in(body, phrase)}")
-    return read_metrics(body.decode(errors="replace"))
+    found = read_metrics(body.decode(errors="replace"))
+    if "standing_by" in found:
+        raise ClockworkError(
+            f"the controller at {target.url} stands by: ask the one that leads, which its "
+            "/v2/health/ready names"
+        )
+    return found
 
 
 def _watch(looks: Iterator[ServerNow], url: str) -> None:

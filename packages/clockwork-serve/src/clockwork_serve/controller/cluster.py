@@ -628,9 +628,9 @@ class DeviceBelief(Record):
 
     __slots__ = (
         "agenda", "codes", "delays", "demand_ns", "ends_ns", "ends_until_ns", "exec", "failed_codes",
-        "hang_timer", "idle", "index", "load", "load_key_ns", "load_stall_timer", "name", "pages",
-        "pending_codes", "renewed_ns", "reserved", "reserved_ns", "retry_slots", "room_bytes", "rooms_ns",
-        "since_ns", "slowed_ns", "spec", "stall_timer", "up", "used", "warm", "worker",
+        "failed_weights", "hang_timer", "idle", "index", "load", "load_key_ns", "load_stall_timer", "name",
+        "pages", "pending_codes", "renewed_ns", "reserved", "reserved_ns", "retry_slots", "room_bytes",
+        "rooms_ns", "since_ns", "slowed_ns", "spec", "stall_timer", "up", "used", "warm", "worker",
     )  # fmt: skip
 
     def __init__(self, spec: DeviceSpec, worker: str, index: int, config: ControllerConfig) -> None:
@@ -650,6 +650,8 @@ class DeviceBelief(Record):
         """All and only codes that the worker prepared here."""
         self.failed_codes: dict[str, str] = {}
         """Codes that the worker could not prepare here, or that this device cannot run; and why."""
+        self.failed_weights: dict[str, str] = {}
+        """Weights of which the worker has no valid file, and why: they cannot be loaded here."""
         self.pending_codes: set[str] = set()
         """Codes that the worker has yet to prepare here."""
         self.warm = False
@@ -686,6 +688,12 @@ class DeviceBelief(Record):
             self.pending_codes.add(code.code_id)
         else:
             self.failed_codes[code.code_id] = self.spec.misfit(code.backend)
+
+    def code_of(self, model: ServedModel) -> CodeOnDevice | None:
+        """The code of a model, if it is prepared here and the model's weights can be loaded here."""
+        if self.failed_weights and model.model.weights.weights_id in self.failed_weights:
+            return None
+        return self.codes.get(model.code_id)
 
     def add_pages(self, pages: int) -> None:
         """It has so many more pages."""

@@ -68,6 +68,7 @@ from clockwork_serve.messages import (
     Result,
     SoonestEnd,
     Status,
+    WeightsReady,
     WorkerCrashed,
     WorkerHeard,
     WorkerJoined,
@@ -99,7 +100,7 @@ def _device(device: DeviceBelief) -> dict[str, object]:
         "pages": device.spec.pages, "page_bytes": device.spec.page_bytes, "pages_used": device.pages.used,
         "resident": [residency.model.key for residency in ready],
         "codes": len(device.codes), "failed_codes": device.failed_codes,
-        "pending_codes": len(device.pending_codes),
+        "failed_weights": device.failed_weights, "pending_codes": len(device.pending_codes),
         "exec_outstanding": len(device.exec.outstanding), "load_outstanding": len(device.load.outstanding),
     }  # fmt: skip
 
@@ -239,8 +240,8 @@ class Controller(Record):
                 gone = self._belief.waiters.get(event.request_id)
                 if gone is not None:
                     self._end_early(gone, Outcome.CANCELLED, Reason.NONE, "the client went away")
-            case CodeReady():
-                self._on_code_ready(event, now_ns)
+            case CodeReady() | WeightsReady():
+                self._on_ready(event, now_ns)
             case WorkerJoined() | WorkerLost():
                 self._on_worker(event, now_ns)
             case ControllerBusy():
@@ -369,14 +370,18 @@ class Controller(Record):
 
     # Workers
 
-    def _on_code_ready(self, event: CodeReady, now_ns: int) -> None:
+    def _on_ready(self, event: CodeReady | WeightsReady, now_ns: int) -> None:
         device = self._belief.devices.get(event.device)
         hung = None if device is not None else self._hangs.of_device(event.device)
         if hung is not None:
             device = hung[1]
             self._hangs.progressed(hung[0])
-        if device is not None:
+        if device is None:
+            return
+        if isinstance(event, CodeReady):
             self._fleet.prepared(device, event, now_ns)
+        else:
+            self._fleet.weights_found(device, event)
 
     def _on_worker(self, event: WorkerJoined | WorkerLost, now_ns: int) -> None:
         lost = event if isinstance(event, WorkerLost) else WorkerLost(worker=event.worker)

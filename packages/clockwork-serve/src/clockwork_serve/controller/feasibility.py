@@ -247,7 +247,7 @@ class Feasibility(Record):
         model = queue.model
         size = model.model.weights.size
         for device in self._belief.devices.values():
-            code = device.codes.get(model.code_id)
+            code = device.code_of(model)
             if code is None or size > device.room_bytes:
                 continue
             infer_ns = code.timings.infer(queue.least, queue.signature).estimate_ns
@@ -359,7 +359,10 @@ class Feasibility(Record):
         it had the weights.
         """
         model = queue.model
-        if device.name in model.residencies or model.model.weights.size > device.room_bytes:
+        weights = model.model.weights
+        if device.name in model.residencies or weights.size > device.room_bytes:
+            return NEVER_NS, 0
+        if weights.weights_id in device.failed_weights:
             return NEVER_NS, 0
         if device.pending_codes and model.code_id in device.pending_codes:
             samples = self._pending_samples(queue, device)
@@ -369,7 +372,7 @@ class Feasibility(Record):
         if code is None:
             return NEVER_NS, 0
         infer_ns = code.timings.infer(queue.least, queue.signature).estimate_ns
-        load_ns = code.timings.load(model.model.weights.size).estimate_ns
+        load_ns = code.timings.load(weights.size).estimate_ns
         ready_ns = device.load.available_ns(now_ns) + load_ns
         exec_free_ns = device.exec.available_ns(now_ns)
         return max(exec_free_ns, ready_ns) + infer_ns, load_ns + infer_ns
@@ -477,6 +480,9 @@ class Feasibility(Record):
             failure = device.failed_codes.get(model.code_id)
             if failure is not None:
                 return f"device {device.name} could not prepare the model: {failure}"
+            failure = device.failed_weights.get(model.model.weights.weights_id)
+            if failure is not None:
+                return f"device {device.name} has no weights of the model: {failure}"
         largest = max(device.room_bytes for device in able)
         return f"the model's {size} bytes of weights fit no device; the largest has {largest}"
 

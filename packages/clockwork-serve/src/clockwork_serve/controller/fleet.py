@@ -27,6 +27,7 @@ from clockwork_serve.messages import (
     RetainWeights,
     Running,
     Status,
+    WeightsReady,
     WorkerJoined,
     WorkerLost,
 )
@@ -362,6 +363,21 @@ class Fleet(Record):
         for model in belief.models.values():
             if model.waiting and model.code_id == event.code_id:
                 belief.recheck_model(model)
+
+    def weights_found(self, device: DeviceBelief, event: WeightsReady) -> None:
+        """Record that the worker of a device has a valid file of a model's weights, or that it has none."""
+        weights_id = event.weights_id
+        models = [one for one in self._belief.models.values() if one.model.weights.weights_id == weights_id]
+        if event.ok:
+            device.failed_weights.pop(weights_id, None)
+        elif models:
+            device.failed_weights[weights_id] = event.message
+        if not device.up:
+            return
+        self.scheduler.device_changed(device)
+        for model in models:
+            if model.waiting:
+                self._belief.recheck_model(model)
 
     def remove_device(self, device: DeviceBelief) -> list[Sent]:
         """Remove a device and its weights from belief; returns the actions in flight there."""

@@ -247,6 +247,7 @@ class Hangs(Record):
         for before in hung.devices:
             device = DeviceBelief(before.spec, before.worker, belief.next_id(), belief.config)
             device.codes, device.failed_codes = before.codes, before.failed_codes
+            device.failed_weights = before.failed_weights
             device.pending_codes, device.warm = before.pending_codes, before.warm
             self._fleet.add_device(device, now_ns)
             for residency in hung.kept:

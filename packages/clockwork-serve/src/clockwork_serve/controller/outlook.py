@@ -63,14 +63,15 @@ def _outlook(
     )
     free_ns = device.exec.available_ns(now_ns)
     waiting, before_ns = _waiting(belief, device, request)
-    code = device.codes.get(model.code_id)
+    code = device.code_of(model)
     why = ""
     if not device.spec.runs(model.code.backend):
         why = device.spec.misfit(model.code.backend)
     elif model.model.weights.size > device.room_bytes:
         why = "its weights are larger than the device's memory"
     elif code is None:
-        why = device.failed_codes.get(model.code_id, "its code is not prepared there")
+        why = device.failed_weights.get(model.model.weights.weights_id, "")
+        why = why or device.failed_codes.get(model.code_id, "its code is not prepared there")
     if why or code is None:
         return Outlook(device.name, why, 0, free_ns, sent, waiting, before_ns, 0, 0, 0)
     size = next(size for size in model.model.batch_sizes if size >= request.rows)

@@ -365,7 +365,7 @@ class Promises(Timer):
         size = model.model.weights.size
         found: list[tuple[int, int, DeviceBelief]] = []
         for device in self._belief.devices.values():
-            code = device.codes.get(model.code_id)
+            code = device.code_of(model)
             if code is None or device.name in model.residencies or size > device.room_bytes:
                 continue
             if device.exec.stalled or device.load.stalled:

@@ -27,6 +27,9 @@ BELIEF_WRONG = frozenset({Status.WEIGHTS_MISSING, Status.WEIGHTS_CHANGED, Status
 """The worker's memory differs from belief, which its report corrects (``Takeover.correct``): the requests
 are planned again, a few times. So they are where a LOAD found no room; an INFER that has none never will."""
 
+LOAD_ELSEWHERE = frozenset({Status.NO_ROOM, Status.DAMAGED})
+"""Another LOAD may succeed, on another device or once the file is there again; it is tried a few times."""
+
 _CAUSES: Final = {
     Status.TOO_EARLY: Cause.DEVICE_SLOWED, Status.TOO_LATE: Cause.DEVICE_SLOWED,
     Status.MODEL_RAISED: Cause.MODEL_FAILED,
@@ -212,7 +215,7 @@ class ResultHandler(Record):
             self._belief.drop(residency)
         status = result.status
         if status not in RETRY_STATUSES and not model.residencies:
-            wrong = status in BELIEF_WRONG or status is Status.NO_ROOM
+            wrong = status in BELIEF_WRONG or status in LOAD_ELSEWHERE
             reason = Reason.MODEL_RAISED if status is Status.MODEL_RAISED else Reason.DEVICE_FAULT
             message = f"its weights could not be loaded: {result.message or status.value}"
             for waiter in [one for queue in model.queues.values() for one in queue.waiters]:

@@ -68,6 +68,7 @@ from clockwork_serve.messages.links import (
     StandbysCounted,
     TensorsOffered,
     TensorsReached,
+    WeightsReady,
     WorkerCrashed,
     WorkerHeard,
     WorkerHung,
@@ -109,8 +110,7 @@ from clockwork_serve.messages.requests import (
 ControllerEvent = (
     Request | Cancel | Result | WorkerJoined | WorkerLost | CodeAdded | CodeReady | CodeRemoved | CodeRemade
     | ModelAdded | ModelRemoved | ReleaseFromQuarantine | QuotasSet | GatewayLost | Drain | AdmissionQuery
-    | WorkerCrashed
-    | WorkerSilent | WorkerHeard | ControllerBusy
+    | WeightsReady | WorkerCrashed | WorkerSilent | WorkerHeard | ControllerBusy
 )  # fmt: skip
 """What the controller observes."""
 
@@ -128,7 +128,7 @@ Frame = (
     | DeviceNumbers | Beat | WorkerHung | RequestCredit | RetainWeights | MachineHello | Refused
     | FarGateway | ProcessesEnded | ArtefactDamaged | CodeRemade | DamageCounted
     | Delivered | Preparing | ModelsAskedFor | SoonestEnds | CreditBlocked | StandbysCounted
-    | HandingOver | Admitted | TensorsOffered | TensorsReached
+    | HandingOver | Admitted | TensorsOffered | TensorsReached | WeightsReady
 )  # fmt: skip
 """What may be sent on a link between our processes."""
 
@@ -147,6 +147,6 @@ __all__ = [
     "Resident", "Result", "RetainWeights", "Role", "Running", "SoonestEnd",
     "SoonestEnds", "StandbysCounted", "Status", "TensorRef",
     "TensorSpec", "Tensors", "TensorsOffered", "TensorsReached", "TorchIndex", "TorchTensor", "Unload",
-    "Weights", "Window",
+    "Weights", "WeightsReady", "Window",
     "WorkerCrashed", "WorkerHeard", "WorkerHung", "WorkerJoined", "WorkerLost", "WorkerSilent",
 ]  # fmt: skip

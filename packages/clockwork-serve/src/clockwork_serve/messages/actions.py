@@ -33,7 +33,7 @@ class Status(enum.StrEnum):
     """The request's tensors are no longer there: their gateway died or released them."""
     MODEL_RAISED = "model_raised"  # the model itself failed on these inputs
     DEVICE_FAULT = "device_fault"
-    DAMAGED = "damaged"  # the weights on disk do not match their hash; nothing was loaded
+    DAMAGED = "damaged"  # there is no file of the weights that matches their hash; nothing was loaded
     SHUTTING_DOWN = "shutting_down"
 
 

@@ -195,6 +195,15 @@ class CodeReady(Struct, frozen=True, kw_only=True, array_like=True, tag="code_re
     message: str = ""
 
 
+class WeightsReady(Struct, frozen=True, kw_only=True, array_like=True, tag="weights_ready"):
+    """A far worker has no valid file of some weights (``message`` says why), or has one again."""
+
+    device: str
+    weights_id: str
+    ok: bool = True
+    message: str = ""
+
+
 class ArtefactDamaged(Struct, frozen=True, kw_only=True, array_like=True, tag="artefact_damaged"):
     """A worker found that an artefact (``what``: ``code`` or ``weights``) does not match its hash."""
 

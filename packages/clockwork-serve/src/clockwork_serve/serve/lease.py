@@ -89,6 +89,8 @@ async def _in_thread(work: Callable[[], Answer], given_up: Callable[[], object] 
 
 
 LEASE_NAME: Final = "controller.lease"  # the file in the run directory
+STANDBY_NAME: Final = "controller.standby"
+"""Another one: who leads, where a controller of several hosts stands by. Its gateway says so."""
 _FORM: Final = re.compile(rb"epoch (\d{20}) ([0-9a-f]{8})\n")
 _READ_BYTES: Final = 256
 
@@ -496,7 +498,10 @@ class StoreLease:
                 self._said = ""
             left_s = tenure.left_s(time.monotonic())
             if left_s <= 0:
-                _log.error("the store took no heartbeat for %.1f s", TENURE * self.lease_s)
+                _log.error(
+                    "the store took no heartbeat for %.1f s: see that it has room and can be written, or set "
+                    "a longer lease_s where it is slow", TENURE * self.lease_s,
+                )  # fmt: skip
                 break
             await asyncio.sleep(min(left_s, self.lease_s / BEATS))
         self.lost.set()
@@ -551,7 +556,10 @@ class StoreLease:
         kind = f"{error.errno}" if isinstance(error, OSError) and error.errno else described(error)
         if kind != self._said:
             self._said = kind
-            _log.warning("lease: the store fails: %s", described(error))
+            _log.warning(
+                "lease: the store fails: %s; nobody can lead while it cannot be written: give it room, the "
+                "right to write, and the network to it", described(error),
+            )  # fmt: skip
 
 
 def _not_written(error: Exception) -> ConfigError:

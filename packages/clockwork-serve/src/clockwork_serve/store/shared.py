@@ -338,11 +338,11 @@ class SharedStore:
                 raise ValueError("other content")
             return data
 
-        return self._verified(_object(digest), checked)
+        return self._verified(object_name(digest), checked)
 
     def fetch(self, digest: str, into: Path) -> bool:
         """Copy the content of that hash to a local file; whether it is there."""
-        name = _object(digest)
+        name = object_name(digest)
 
         def copied(tick: Tick) -> bool:
             self._files.get(name, into, tick)
@@ -379,8 +379,9 @@ class SharedStore:
         return None
 
     def _found_damaged(self, name: str, found: str) -> None:
+        if name not in self._damaged:
+            _log.error("store: %s in %s is damaged (%s), and counts as absent", name, self.place, found)
         self._damaged.add(name)
-        _log.error("store: %s in %s is damaged (%s), and counts as absent", name, self.place, found)
 
     def _explain_absence(self) -> None:
         """Once, where something is absent: say so if the store is for other runtimes and CPUs altogether."""
@@ -435,7 +436,7 @@ class SharedStore:
 
     def save_object(self, digest: str, source: bytes | Path) -> None:
         """Store a content of that hash, or a local file of it, unless it is there."""
-        self._save(_object(digest), source, anew=False)
+        self._save(object_name(digest), source, anew=False)
 
     def _save(self, name: str, source: bytes | Path, *, anew: bool = True) -> None:
         if "write" in self._given_up:
@@ -551,5 +552,6 @@ def _watched(work: Callable[[Tick], Answer], stall_s: float) -> Answer:
     return answer.result()
 
 
-def _object(digest: str) -> str:
+def object_name(digest: str) -> str:
+    """The name, in a store, of the file of weights or of a code that has this hash."""
     return f"objects/{digest[:2]}/{digest}"

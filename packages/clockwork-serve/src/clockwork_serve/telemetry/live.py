@@ -36,6 +36,7 @@ from clockwork_serve.messages import (
     Result,
     Status,
     Unload,
+    WeightsReady,
     WorkerJoined,
 )
 from clockwork_serve.telemetry.boxes import CHUNK_ROWS, LaneBoxes, box, drawn, drawn_new
@@ -157,7 +158,7 @@ class LiveView(Tracks):
         self._bad: deque[EndedRequest] = deque(maxlen=limits.requests)
         self.handlers |= {
             AdmissionReply: self._on_admission_reply, Readiness: self._on_readiness,
-            CodeReady: self._on_code_ready, Quarantined: self._on_quarantined,
+            CodeReady: self._on_ready, WeightsReady: self._on_ready, Quarantined: self._on_quarantined,
             ModelAdded: lambda event: self._note("model", f"model added: {event.model.key}"),
             ModelRemoved: lambda event: self._note("model", f"model removed: {event.model}"),
             Drain: lambda event: self._note("server", "drain"),
@@ -222,9 +223,9 @@ class LiveView(Tracks):
     def _on_readiness(self, effect: Readiness) -> None:
         self._note("server", "ready" if effect.ready else f"not ready: {effect.why}")
 
-    def _on_code_ready(self, event: CodeReady) -> None:
+    def _on_ready(self, event: CodeReady | WeightsReady) -> None:
         if not event.ok:
-            self._note("model", f"code not prepared on {event.device}: {event.message}")
+            self._note("model", f"not prepared on {event.device}: {event.message}")
 
     def _on_quarantined(self, effect: Quarantined) -> None:
         what = f"in quarantine: {effect.why}" if effect.why else "out of quarantine"

@@ -66,6 +66,15 @@ def render(
     return "\n".join(lines).encode()
 
 
+def render_standby(*, openmetrics: bool = False) -> bytes:
+    """The metrics of a controller that stands by for one on another host: it has no others."""
+    text = "Whether this controller stands by, and another one leads."
+    families: list[Family] = [("standing_by", "gauge", text, [("", 1)])]
+    lines = list(_lines(families, openmetrics=openmetrics, exemplars={}))
+    lines.append("# EOF\n" if openmetrics else "")
+    return "\n".join(lines).encode()
+
+
 def _requests(counters: Counters, *, ready: bool) -> Iterator[Family]:
     yield "requests_total", "counter", "Requests by how they ended, and why.", _ends(counters.outcomes)
     for name, kind, text, value in (

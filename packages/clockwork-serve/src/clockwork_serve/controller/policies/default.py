@@ -673,7 +673,7 @@ class DefaultScheduler(PaperScheduler):
                 continue
             idle += 1
             if (
-                device.name not in model.residencies and model.code_id in device.codes
+                device.name not in model.residencies and device.code_of(model) is not None
                 and (best is None or device.demand_ns < best.demand_ns)
             ):  # fmt: skip
                 best = device

@@ -313,7 +313,7 @@ class PaperScheduler(Record):
     def _load(self, agenda: Agenda, model: ServedModel, now_ns: int) -> bool:
         """Send a LOAD of a model to a device whose lane has room, if it is useful; true if it was sent."""
         device = agenda.device
-        if device.load.stalled or device.name in model.residencies or model.code_id not in device.codes:
+        if device.load.stalled or device.name in model.residencies or device.code_of(model) is None:
             return False
         start_ns = device.load.available_ns(now_ns)
         if not self._timely(agenda, model, start_ns, now_ns) and not (

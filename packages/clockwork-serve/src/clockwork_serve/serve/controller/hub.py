@@ -60,6 +60,7 @@ from clockwork_serve.messages import (
     TensorsOffered,
     TensorsReached,
     Unload,
+    WeightsReady,
     WorkerCrashed,
     WorkerHung,
     WorkerJoined,
@@ -409,7 +410,7 @@ class Hub:
 
     def _from_worker(self, link: Link, frame: Frame) -> bool:
         match frame:
-            case Result() | CodeReady():
+            case Result() | CodeReady() | WeightsReady():
                 if self._worker_by_device.get(frame.device) is not link:
                     return False
                 self.driver.post(frame)

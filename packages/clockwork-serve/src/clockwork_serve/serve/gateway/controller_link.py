@@ -236,6 +236,8 @@ class GatewayLink:
         self._listener = listener
         self._standby = standby
         self._offer = offer
+        self.read_standby: Callable[[], str] = lambda: ""
+        """Says that the controller of this host stands by, and who leads; "" if it does not."""
         self.unreached = ""  # why no worker gets tensors from this gateway, so that it serves nothing
         self._loop = asyncio.get_running_loop()
         self._link: ControllerLink | None = None
@@ -263,6 +265,13 @@ class GatewayLink:
         """Whether the controller is connected, but returns no heartbeats: it would answer no request."""
         return self._pulse.stalled
 
+    @property
+    def why_silent(self) -> str:
+        """That the controller is connected and returns no heartbeats; "" if it does."""
+        if not self._pulse.late:
+            return ""
+        return f"the controller has not answered for {self._pulse.stalled_s:.1f} s"
+
     def grace_ns(self) -> int:
         """How long after a deadline to wait for the controller's answer; not at all while it is silent."""
         return 0 if self._pulse.late else GRACE_NS
@@ -271,11 +280,11 @@ class GatewayLink:
     def why_not_ready(self) -> str:
         """Why the server is not ready, for clients and the log."""
         if not self.is_open:
-            return "no link to the controller"
+            return self.read_standby() or "no link to the controller"
         if self._handing_over:
             return "the controller hands over to another one"
         if self._pulse.stalled:
-            return f"the controller has not answered for {self._pulse.stalled_s:.1f} s"
+            return self.why_silent
         if self._readiness.ready and self.unreached:
             return self.unreached
         if self._readiness.ready and self.models.all_quarantined:

@@ -535,6 +535,8 @@ class Gateway:
         waited = f"this one waited {waited_ns / NS_PER_MS:.1f} ms"
         why = f"more requests arrive than the server can schedule; {waited}"
         outcome, reason, retry_after_ns = Outcome.REJECTED, Reason.QUEUE_FULL, ROOM_RETRY_NS
+        if silent := self.link.why_silent:  # it grants no credit for that reason
+            reason, why = Reason.NOT_SERVING, f"{silent}; {waited}"
         if self.clock() > request.deadline_ns:
             outcome, reason, why, retry_after_ns = Outcome.EXPIRED, Reason.NONE, OVER, 0
         pending = self._drop(request.request_id, outcome, reason, why)
@@ -616,6 +618,8 @@ class Gateway:
 
     def _end_awaiting_failover(self, awaiting: dict[str, PendingRequest]) -> None:
         why = "the link to the controller was lost, and no controller took over in time"
+        if self.link.is_open:
+            why = f"not ready in time: {self.link.why_not_ready}"
         for request_id, pending in awaiting.items():
             self.slots.free(pending.slot)
             if pending.exchange is not None:

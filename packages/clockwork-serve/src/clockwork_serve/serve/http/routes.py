@@ -35,7 +35,7 @@ from clockwork_serve.serve.http.responses import (
     internal_error_response,
     json_response,
 )
-from clockwork_serve.telemetry import CONTENT_TYPE, OPENMETRICS_TYPE, decode, render
+from clockwork_serve.telemetry import CONTENT_TYPE, OPENMETRICS_TYPE, decode, render, render_standby
 from clockwork_serve.units import KIB
 
 # ------------------------------------------------------------
@@ -110,7 +110,10 @@ class Endpoints:
         return found
 
     async def metrics(self, *, openmetrics: bool = False) -> bytes:
-        """All metrics in Prometheus' text format, or as OpenMetrics."""
+        """All metrics in Prometheus' text format, or as OpenMetrics; of a controller that stands by, that."""
+        link = self.gateway.link
+        if not link.is_open and link.read_standby():
+            return render_standby(openmetrics=openmetrics)
         counters = decode(_body(await self.gateway.ask(Question.METRICS)))
         triton = self.gateway.settings.triton
         return render(counters, self.gateway.counters(), triton=triton, openmetrics=openmetrics)

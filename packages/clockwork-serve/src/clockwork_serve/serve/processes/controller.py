@@ -11,7 +11,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from clockwork_serve.messages import Role
 from clockwork_serve.serve import child
 from clockwork_serve.serve.controller.hub import Brain, Hub
 from clockwork_serve.serve.driver import UrgentTimer, use_short_slices
-from clockwork_serve.serve.lease import FileLease, Lease, StoreLease, fingerprints
+from clockwork_serve.serve.lease import STANDBY_NAME, FileLease, Lease, StoreLease, fingerprints
 from clockwork_serve.serve.transport import SOCKET_NAME, Link, hello, listen
 from clockwork_serve.serve.worker.crash_report import read_crash_report
 from clockwork_serve.telemetry import Journal, Recorder, head_of
@@ -76,11 +76,13 @@ async def lead_once(config: ControllerProcessConfig, lease: Lease, stop: asyncio
     child.answer_beats()
     watching = None
     if isinstance(lease, StoreLease):
-        watching = asyncio.create_task(watch_leader(lease, config.name, config.settings))
+        note = partial(_note_standby, Path(config.run_dir) / STANDBY_NAME)
+        watching = asyncio.create_task(watch_leader(lease, config.name, config.settings, note))
     epoch = await _acquired(lease, stop)
     if watching is not None:
         watching.cancel()
     if epoch:
+        (Path(config.run_dir) / STANDBY_NAME).unlink(missing_ok=True)
         _log.info("leads, with epoch %d", epoch, extra={"pid": os.getpid()})
         lost = asyncio.create_task(_stop_if_lost(lease, stop))
         brain = structs.replace(config.controller, first_id=first_id(epoch, shared=config.shared))
@@ -219,12 +221,21 @@ async def check_shared_lease(settings: Settings) -> None:
     await shared_lease(settings).check()
 
 
-async def watch_leader(lease: StoreLease, name: str, settings: Settings) -> None:
+def _note_standby(path: Path, text: str) -> None:
+    """Write who leads, for the gateway of this controller: without a leader it has no link to ask."""
+    draft = path.with_suffix(".draft")
+    draft.write_text(text)
+    draft.rename(path)
+
+
+async def watch_leader(
+    lease: StoreLease, name: str, settings: Settings, note: Callable[[str], None] = lambda text: None
+) -> None:
     """Tell the lease at once when who leads is dead, and not merely slow; never returns.
 
     This keeps a link to the bridge beside the leader, which closes it when the leader ends; or the kernel
     does. Then who leads is dead if another link is refused, too. Of a host that is cut off nothing is heard,
-    and its lease has to end by itself.
+    and its lease has to end by itself. ``note`` gets who leads, whenever there was a link to another one.
     """
     from clockwork_serve.serve.remote.config import ClusterContext, cluster_files
     from clockwork_serve.serve.remote.link import connect_machine
@@ -252,6 +263,7 @@ async def watch_leader(lease: StoreLease, name: str, settings: Settings) -> None
             pass  # it is slow, or cut off
         else:
             reached = link.peer.epoch
+            note(f"this controller stands by; the one at {address} leads, with epoch {epoch}")
             try:
                 await lost.wait()
             finally:

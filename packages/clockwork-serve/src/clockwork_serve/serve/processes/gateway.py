@@ -26,6 +26,7 @@ from clockwork_serve.serve.gateway.gateway import Gateway
 from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.http.routes import Endpoints, find_metrics_route
 from clockwork_serve.serve.http.server import BalancerConfig, HttpServer
+from clockwork_serve.serve.lease import STANDBY_NAME
 from clockwork_serve.serve.remote.config import ClusterContext, cluster_files
 from clockwork_serve.serve.remote.finding import FarConnector
 from clockwork_serve.serve.remote.tensor_server import TensorServer
@@ -62,6 +63,8 @@ class GatewayServers:
             self.tensors = TensorServer(self.gateway.slots, context, settings.silence_s)
         if settings.shared_memory is not None:
             self.gateway.regions = Regions(settings.shared_memory, Path(config.run_dir) / "regions")
+        if config.metrics_only:
+            self.gateway.link.read_standby = partial(_read_standby, Path(config.run_dir) / STANDBY_NAME)
         path = None if config.elsewhere else settings.journal_path(config.run_dir)
         if path is not None:
             size = settings.journal_bytes // REFUSALS_SHARE // REFUSALS_FILES
@@ -155,6 +158,14 @@ class GatewayServers:
             raise ConfigError(
                 f"{name}: expected a free port; found {port} on {host} {why}; choose another"
             ) from None
+
+
+def _read_standby(path: Path) -> str:
+    """What the controller of this host wrote, if it stands by."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 async def serve(config: GatewayConfig, stop: asyncio.Event) -> None:

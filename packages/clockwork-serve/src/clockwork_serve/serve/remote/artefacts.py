@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from msgspec import structs
@@ -15,6 +14,7 @@ from clockwork_serve.errors import RepositoryError
 from clockwork_serve.messages import ArtefactDamaged, Code, CodeAdded, Load, Model, Weights
 from clockwork_serve.serve.worker.host import is_blob
 from clockwork_serve.store import Cache
+from clockwork_serve.store.shared import object_name
 
 AT_ONCE: Final = 2  # artefacts taken at a time, so that the network is not idle between two
 AGAIN_S: Final = 10.0
@@ -24,6 +24,9 @@ _log = logging.getLogger(__name__)
 
 Then = Callable[[str], None]
 """Called with "" once an artefact is in the cache, or with the reason why it cannot be had."""
+
+WeightsFound = Callable[[str, str], None]
+"""Called with the id of weights, and with the reason why they cannot be had; "" if they can again."""
 
 
 class Artefact(NamedTuple):
@@ -37,17 +40,23 @@ class MachineArtefacts:
     """The artefacts of a worker on another machine. For the running loop's thread.
 
     ``cache`` has the shared store behind it; threads take artefacts from there. ``verify`` queues weights in
-    the cache for verification.
+    the cache for verification. ``found`` is called with weights that cannot be had, once their code was
+    added, and again when that changes.
     """
 
-    def __init__(self, cache: Cache, verify: Callable[[Weights], None] = lambda weights: None) -> None:
+    def __init__(
+        self, cache: Cache, verify: Callable[[Weights], None] = lambda weights: None,
+        found: WeightsFound = lambda weights_id, why: None,
+    ) -> None:  # fmt: skip
         self._cache = cache
         self._verify = verify
+        self._on_found = found
         self._loop = asyncio.get_running_loop()
         self._models: dict[str, Model] = {}
         self._codes: dict[str, CodeAdded] = {}  # those that are wanted
         self._found: dict[str, Code] = {}  # codes as they are in the cache
         self._told: dict[str, str] = {}  # why codes of these cannot be had, as was said last
+        self._missing: dict[str, str] = {}  # weights that cannot be had, by id, and why
         self._waiting: dict[Artefact, list[Then]] = {}  # artefacts that are to be taken, in order
         self._taking: dict[Artefact, asyncio.Task[None]] = {}  # those of them that are being taken
         self._again: set[asyncio.TimerHandle] = set()
@@ -63,8 +72,10 @@ class MachineArtefacts:
             taking.cancel()
         for timer in self._again:
             timer.cancel()
-        for wanted in (self._taking, self._again, self._waiting, self._models, self._codes, self._told):
+        for wanted in (self._taking, self._again, self._waiting, self._models, self._codes):
             wanted.clear()
+        self._told.clear()
+        self._missing.clear()
 
     def add_model(self, model: Model) -> None:
         """Add a served model, and take its weights."""
@@ -89,8 +100,32 @@ class MachineArtefacts:
         self._models.pop(key, None)
 
     def damaged(self, damaged: ArtefactDamaged) -> None:
-        """Set a damaged artefact of this cache aside; it is taken again when it is needed."""
-        self._cache.inspect(damaged.what, damaged.name)
+        """Set a damaged artefact of this cache aside; weights are taken again at once."""
+        what, name = damaged.what, damaged.name
+        if what != "weights":
+            self._cache.inspect(what, name)
+        elif name not in self._missing and (users := self._users(name)):
+            self._weights_found(name, f"{self._cache.weights_path(name)} is damaged, and is taken again")
+            for model in users:
+                self.add_model(model)
+
+    def _users(self, weights_id: str) -> list[Model]:
+        return [model for model in self._models.values() if model.weights.weights_id == weights_id]
+
+    def _weights_found(self, weights_id: str, why: str) -> None:
+        """Weights are in the cache, or cannot be had: say so if it is news."""
+        if self._missing.get(weights_id, "") == why:
+            return
+        users = self._users(weights_id)
+        keys = ", ".join(model.key for model in users)
+        if why:
+            self._missing[weights_id] = why
+            _log.error("this worker does not serve %s: weights %s: %s", keys, weights_id, why)
+        else:
+            del self._missing[weights_id]
+            _log.warning("this worker serves %s again: its weights are in the cache", keys)
+        if any(model.code_id in self._codes for model in users):  # else the controller may not know of us yet
+            self._on_found(weights_id, why)
 
     def add_code(self, added: CodeAdded, then: Callable[[CodeAdded, str], None]) -> None:
         """Call ``then`` once a code and the weights of all its models are in the cache.
@@ -128,6 +163,10 @@ class MachineArtefacts:
 
     def _have_code(self, added: CodeAdded, why: str, then: Callable[[CodeAdded, str], None]) -> None:
         code_id = added.code.code_id
+        for model in self._models.values():
+            weights_id = model.weights.weights_id
+            if model.code_id == code_id and weights_id in self._missing:
+                self._on_found(weights_id, self._missing[weights_id])
         if not why:
             self._told.pop(code_id, None)
             then(structs.replace(added, code=self._found[code_id]), "")
@@ -141,22 +180,28 @@ class MachineArtefacts:
         if self._codes.get(added.code.code_id) is added:
             self.add_code(added, then)
 
-    def load(self, action: Load, then: Callable[[Load], None]) -> bool:
-        """Call ``then`` with the LOAD of cached weights; returns False if they must be taken first."""
+    def load(self, action: Load, then: Callable[[Load, str], None]) -> bool:
+        """Call ``then`` with the LOAD of cached weights; returns False if they must be taken first.
+
+        If they cannot be had, it is called with the reason.
+        """
         if not is_blob(action.weights):
-            then(action)
+            then(action, "")
             return True
         weights_id = action.weights.weights_id
         path = str(self._cache.weights_path(weights_id))
         here = structs.replace(action, weights=structs.replace(action.weights, path=path))
-        if Path(path).exists():
-            then(here)
+        if self._has_weights(weights_id):
+            then(here, "")
             return True
-        self._need("weights", weights_id, lambda why: then(here), first=True)
+        self._need("weights", weights_id, partial(then, here), first=True)
         return False
 
+    def _has_weights(self, weights_id: str) -> bool:
+        return weights_id not in self._missing and self._cache.weights_path(weights_id).exists()
+
     def _need(self, what: str, name: str, then: Then, *, first: bool = False) -> None:
-        if what == "weights" and self._cache.weights_path(name).exists():
+        if what == "weights" and self._has_weights(name):
             then("")
             return
         artefact = Artefact(what, name)
@@ -180,9 +225,11 @@ class MachineArtefacts:
             why = await asyncio.to_thread(self._find, artefact)
         except (OSError, RepositoryError) as error:
             why = str(error)
-        if why:
-            _log.error("%s %s cannot be had: %s", *artefact, why)
         del self._taking[artefact]
+        if artefact.what == "weights":
+            self._weights_found(artefact.name, why)
+        elif why and self._told.get(artefact.name) != why:
+            _log.error("code %s cannot be had: %s", artefact.name, why)
         for then in self._waiting.pop(artefact, []):
             then(why)
         self._take_next()
@@ -193,7 +240,9 @@ class MachineArtefacts:
         if what == "code" and (code := self._cache.code(name)) is not None:
             self._found[name] = code
             return ""
-        if what == "weights" and self._cache.has_weights(name):
+        # What was missing may be there, and damaged: it is read.
+        found = self._cache.has_weights if name not in self._missing else partial(self._cache.inspect, what)
+        if what == "weights" and found(name):
             return ""
         if self._cache.read_only:
             return (
@@ -204,6 +253,12 @@ class MachineArtefacts:
         assert shared is not None, "a worker on another machine has a store"
         if shared.problems:
             return "; ".join(map(str, shared.problems))
+        if what == "weights":
+            return (
+                f"store: expected a valid {object_name(name)} in {shared.place}; found none there, nor in "
+                "the cache; give the server and its workers the same store, and fill it anew "
+                "(clockwork profile REPO --store STORE --cache EMPTY_FOLDER)"
+            )
         return (
             f"store: expected it in {shared.place}; found it neither there nor in the cache; give the server "
             "and its workers the same store, and fill it (clockwork profile REPO --store STORE)"

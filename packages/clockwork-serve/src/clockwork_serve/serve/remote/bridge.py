@@ -342,8 +342,9 @@ def judge_of(
             known = ", ".join(sorted(kinds)) or "(none yet)"
             return Refused(
                 why=f"device: expected one of kind {known}, for which the server has measured its "
-                f"models; found {', '.join(strange)}; give the server a device of that kind, too, or have a "
-                "builder measure them on one (clockwork profile REPO --store STORE --device)",
+                f"models; found {', '.join(strange)}; have a builder measure them on such a device "
+                "(clockwork profile REPO --store STORE --device); a server with devices of its own may also "
+                "be given one of that kind",
                 final=not grow,
             )
         return None

@@ -40,6 +40,7 @@ from clockwork_serve.messages import (
     TensorsOffered,
     TensorsReached,
     Unload,
+    WeightsReady,
     WorkerJoined,
 )
 from clockwork_serve.serve.remote.link import Complaints, MachineLink
@@ -316,7 +317,7 @@ class WorkerPeer(Peer):
         match frame:
             case Result():
                 self.inward(self._actions.end(frame, time.monotonic_ns()))
-            case CodeReady() | DeviceNumbers() | ArtefactDamaged() | TensorsReached():
+            case CodeReady() | WeightsReady() | DeviceNumbers() | ArtefactDamaged() | TensorsReached():
                 self.inward(frame)
             case WorkerJoined():
                 of = [spec.device for spec in frame.devices]

@@ -191,13 +191,24 @@ def check_joining(settings: Settings, joining: str) -> None:
 
 
 def check_store(settings: Settings) -> None:
-    """Raise :class:`ConfigError` if a worker on another machine has nowhere to take models from."""
+    """Raise :class:`ConfigError` if a worker on another machine has nowhere to take models from.
+
+    A folder that is not there may be mounted later; a URL that no library reaches stays so.
+    """
     if not settings.store:
         raise ConfigError(
             "store: expected the shared store of the server, from which a worker on another machine takes "
             "models (a folder that both see, s3://..., http://...); found none; give the same to "
             "clockwork serve and to clockwork worker with --store"
         )
+    if "://" in settings.store:
+        from clockwork_serve.store import ProblemError  # imports ONNX and its runtime: 0.2 s of CPU
+        from clockwork_serve.store.shared import files_of
+
+        try:
+            files_of(settings.store)
+        except ProblemError as error:
+            raise ConfigError(str(error.problem)) from None
 
 
 def runtime() -> dict[str, str]:

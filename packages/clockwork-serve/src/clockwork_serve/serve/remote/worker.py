@@ -35,8 +35,10 @@ from clockwork_serve.messages import (
     Result,
     RetainWeights,
     Role,
+    Status,
     TensorsOffered,
     Unload,
+    WeightsReady,
     WorkerJoined,
 )
 from clockwork_serve.serve.remote.artefacts import MachineArtefacts
@@ -66,7 +68,8 @@ class MachineHost(WorkerHost):
             hello(Role.WORKER, config.name), settings, self._on_frames, self._on_lost, self._fence
         )
         self._artefacts = MachineArtefacts(
-            Cache(settings.cache, reads_weights=False, store=settings.store), self.verifier.add
+            Cache(settings.cache, reads_weights=False, store=settings.store), self.verifier.add,
+            self._on_weights,
         )  # fmt: skip
         self.tensors = self._tensors = tensors_of(self, settings, split_addresses(settings.controller)[0][0])
         self._epoch = 0  # of the last controller that it joined; 0 if that had no lease that hosts share
@@ -145,13 +148,26 @@ class MachineHost(WorkerHost):
                     _log.error("the server sent a %s, which no worker takes", type(frame).__name__)
 
     def _load(self, link: Link, action: Load) -> None:
-        """Post a LOAD once its weights are cached, or when its window closes, so that its lane rejects it."""
+        """Post a LOAD once its weights are cached, or when its window closes, so that its lane rejects it.
+
+        If they cannot be had, it fails at once.
+        """
         waits = True
 
-        def go(there: Load) -> None:
+        def go(there: Load, why: str = "") -> None:
             nonlocal waits
-            if waits and self._link is link:
-                waits = False
+            if not waits or self._link is not link:
+                return
+            waits = False
+            if why:
+                self._on_weights(there.weights.weights_id, why)  # this may be another controller, or model
+                now_ns = time.monotonic_ns()
+                failed = Result(
+                    action_id=there.action_id, device=there.device, status=Status.DAMAGED,
+                    started_ns=now_ns, ended_ns=now_ns, message=why,
+                )  # fmt: skip
+                link.send(failed)
+            else:
                 self.post(there)
 
         if not self._artefacts.load(action, go):
@@ -165,6 +181,10 @@ class MachineHost(WorkerHost):
         for spec in self._specs:
             if spec.runs(code.backend) and self._link is not None:
                 self._link.send(CodeReady(device=spec.device, code_id=code.code_id, ok=False, message=error))
+
+    def _on_weights(self, weights_id: str, why: str) -> None:
+        for spec in self._specs:
+            self.send(WeightsReady(device=spec.device, weights_id=weights_id, ok=not why, message=why))
 
     def _answer(self, answer: Answer) -> None:
         if isinstance(answer, Result) and answer.action_id in self._strays:

@@ -148,8 +148,9 @@ class Server:
         if not self.config.devices:
             self._run(self._loader.follow())
         total = self._loader.preparing.total
-        place = self.http_url or self.settings.listen_machines
-        text = f"models are served at {place} as they are ready"
+        text = "models are served as they are ready"
+        if self.http_url:  # else clients ask gateways on other machines
+            text = f"models are served at {self.http_url} as they are ready"
         self._on_progress(StartProgress(stage="prepare", done=0, total=total, text=text))
         await self._loader.load_all(self._on_progress)
         self._run(self._loader.refine())
@@ -426,6 +427,8 @@ async def run_unless(event: asyncio.Event, wanted: Awaitable[object]) -> bool:
             return True
         work.cancel()
         await asyncio.wait({work})
+        if not work.cancelled():
+            work.exception()  # what was gathered ends with an exception, which is logged unless somebody asks
         return False
     finally:
         waiting.cancel()
