@@ -41,7 +41,7 @@ from clockwork_serve.config.values import (
     text,
 )
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.units import GIB, KIB, MIB, ms, plain
+from clockwork_serve.units import GIB, KIB, MIB, ms, plain, split_scratch
 
 # ------------------------------------------------------------
 # Every setting. Its field's name serves everywhere: ``slo_ms`` in the file is ``CLOCKWORK_SLO_MS`` in the
@@ -490,8 +490,7 @@ def parts(values: Mapping[str, Any]) -> dict[str, Any]:
             "stuck_s": max(1.0, 1.5 * late_s) if late_s else 0.0,
         }
     if "scratch_memory" in values:
-        io_bytes = values["scratch_memory"] // 5
-        found |= {"io_memory": io_bytes, "workspace": values["scratch_memory"] - io_bytes}
+        found["io_memory"], found["workspace"] = split_scratch(values["scratch_memory"])
     if "max_body" in values:
         found["max_message"] = values["max_body"]
     return found

@@ -551,6 +551,8 @@ class OpenRequests:
                 good = self._may_reject(request, answer.reason, now_ns, orphan=orphan)
             case Outcome.FAILED if answer.reason is Reason.QUARANTINED:
                 good = request.model in self.quarantined
+            case Outcome.FAILED if answer.reason is Reason.UNSERVABLE:
+                good = self._config.reject_infeasible
             case Outcome.FAILED:
                 # Simulated devices never fail, but after a cut link a worker may hold other weights than
                 # the controller believes.
