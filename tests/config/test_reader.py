@@ -132,12 +132,12 @@ def test_two_listeners_cannot_share_a_port_unless_the_system_chooses() -> None:
 
 
 def test_one_setting_stands_for_several_limits() -> None:
-    given = {"patience": "2", "watchdog_s": "0.5", "scratch_memory": "500MiB", "max_body": "100MiB"}
+    given = {"patience": "2", "watchdog_s": "0.5", "scratch_memory": "500MiB"}
     found = read_settings(given, {}, None)
     times = (found.head_s, found.body_s, found.send_s, found.idle_s, found.stream_s)
     assert times == (20, 60, 60, 1200, 1200)
     assert (found.hang_s, found.hang_grace_s, found.stuck_s) == (0.5, 2.5, 1.0)
-    assert (found.workspace, found.io_memory, found.max_message) == (400 << 20, 100 << 20, 100 << 20)
+    assert (found.workspace, found.io_memory) == (400 << 20, 100 << 20)
     assert read_settings({"watchdog_s": "0"}, {}, None).stuck_s == 0
 
 

@@ -17,10 +17,10 @@ from typing import Any
 import grpc
 import pytest
 
-from clockwork_serve.config import SETTINGS, setting
+from clockwork_serve.config import SETTINGS, Settings, setting
 from clockwork_serve.messages import Request
 from clockwork_serve.oip.protobuf import INFERENCE_SERVICE
-from clockwork_serve.serve.gateway.settings import FIXED, excess
+from clockwork_serve.serve.gateway.settings import FIXED, excess, grpc_options
 from clockwork_serve.serve.http.routes import _remembered
 from clockwork_serve.units import MIB
 from tests.serve.gateway.running import RunningGateway, running_gateway
@@ -81,6 +81,12 @@ def trickled(client: socket.socket, content: bytes, pause_s: float = 0.05) -> by
         client.settimeout(60)
         return part + rest(client)
     raise AssertionError("nothing was limited")
+
+
+@pytest.mark.parametrize("settings", [Settings(), Settings(max_body=64 * MIB), Settings(max_body=3 * MIB)])
+def test_a_message_over_grpc_may_be_as_large_as_a_body(settings: Settings) -> None:
+    most = dict(grpc_options(settings))["grpc.max_receive_message_length"]
+    assert 0 <= most - settings.max_body < MIB
 
 
 def test_who_exceeds_a_limit_is_told_the_setting_and_what_else_helps() -> None:

@@ -157,7 +157,7 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         integer(1, 64), "gateway processes, which share the HTTP and gRPC ports", GATEWAY,
     )] = 1
     max_body: Annotated[int, Setting(
-        size(1024), "largest body of a request, and message over gRPC, which has 8MiB unless this is set",
+        size(1024), "largest body of a request over HTTP, and largest message over gRPC",
         GATEWAY, "64MiB", ("body", "bytes", "send less at once"),
     )] = 64 * MIB
     gateway_memory: Annotated[int, Setting(
@@ -359,7 +359,6 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     # fmt: on
 
     # No settings, but limits and times that some of them set (`parts`), and that tests choose.
-    max_message: int = 8 * MIB
     max_json: int = 16 * MIB
     max_head: int = 32 * KIB
     max_headers: int = 100
@@ -491,8 +490,6 @@ def parts(values: Mapping[str, Any]) -> dict[str, Any]:
         }
     if "scratch_memory" in values:
         found["io_memory"], found["workspace"] = split_scratch(values["scratch_memory"])
-    if "max_body" in values:
-        found["max_message"] = values["max_body"]
     return found
 
 
