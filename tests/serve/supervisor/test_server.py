@@ -249,10 +249,10 @@ def test_a_server_whose_devices_can_run_none_of_its_models_is_refused_with_what_
 
 
 def test_a_process_that_cannot_run_is_reported_with_its_last_lines(place: Path) -> None:
-    huge = DeviceConfig(device="cpu:0", io_bytes=1 << 50)
+    odd = DeviceConfig(device="cpu:0", page_bytes=1000)
     lines: list[str] = []
     with pytest.raises(StartError, match=r"worker-cpu:0 cannot run"):
-        start(config(place, devices=(huge,)), on_line=lines.append)
+        start(config(place, devices=(odd,)), on_line=lines.append)
     assert lines
 
 

@@ -46,7 +46,8 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
     Time limits are kept to a second or two, and never cut short. A body may take ``body_s``, and a second for
     each ``bytes_per_s`` of it; so may the responses that a client has not read. gRPC's core copies a message
     twice while it holds Python's lock: 8 MiB in 4 ms, 60 MiB in 85 ms. ``max_connections`` is per port; so is
-    ``gateway_memory`` for large bodies that are incomplete. ``max_requests`` limits all requests without a response, over every protocol.
+    ``gateway_memory`` for large bodies that are incomplete. ``max_requests`` limits all requests without a
+    response, over every protocol.
     """
 
     run_dir: str

@@ -90,10 +90,8 @@ def _check_memory(devices: tuple[DeviceConfig, ...]) -> None:
     for each in devices:
         needs = {"host_memory": each.pool_bytes}
         if each.kind in HOST_KINDS:
-            needs = {
-                "device_memory": each.memory_bytes,
-                "scratch_memory": each.workspace_bytes + each.io_bytes,
-            }
+            scratch = each.workspace_bytes + each.io_bytes
+            needs |= {"device_memory": each.memory_bytes, "scratch_memory": scratch}
         for name, needed in needs.items():
             if available is not None and needed > available:
                 raise ConfigError(
