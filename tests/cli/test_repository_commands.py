@@ -272,3 +272,16 @@ def test_validate_needs_a_repository_or_the_self_test(repository: Path, cli: Cli
     said = cli.refused("validate")
     assert "REPO: expected the folder of a model repository, or --self-test" in said
     assert "--device: expected --self-test" in cli.refused("validate", repository, "--device", "cpu")
+
+
+@pytest.mark.parametrize("command", [COMPILE, "profile"])
+def test_the_summary_says_what_is_not_in_the_store(
+    command: str, repository: Path, tmp_path: Path, cli: Cli
+) -> None:
+    given = [repository, "--store", tmp_path / "store"]
+    if command == "profile":
+        given += ["--device", "emulated:v100"]
+    shown = cli(*command.split(), *given, code=1)
+    assert f"not all in store: {tmp_path}/store" in shown.out
+    (tmp_path / "store").mkdir()
+    assert f", store: {tmp_path}/store" in cli(*command.split(), *given).out

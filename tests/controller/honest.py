@@ -26,6 +26,7 @@ from clockwork_serve.messages import (
     Result,
     Status,
     Unload,
+    Unservable,
     WorkerJoined,
     WorkerLost,
 )
@@ -77,6 +78,7 @@ class World:
         self.answered_ns: dict[str, int] = {}
         self.releases: list[str] = []
         self.quarantined: list[Quarantined] = []
+        self.unservable: list[Unservable] = []
         self.actions: list[Load | Unload | Infer] = []
         self.started: list[tuple[int, int, Load | Unload | Infer]] = []
         self._inbox: list[tuple[int, int, ControllerEvent]] = []
@@ -171,6 +173,8 @@ class World:
                     self.releases.append(effect.request_id)
                 case Quarantined():
                     self.quarantined.append(effect)
+                case Unservable():
+                    self.unservable.append(effect)
                 case Load() | Unload() | Infer():
                     self.actions.append(effect)
                     self._execute(effect)

@@ -13,8 +13,10 @@ from clockwork_serve.messages import (
     CodeReady,
     DeviceSpec,
     ModelAdded,
+    ModelRemoved,
     Outcome,
     Reason,
+    Unservable,
     WorkerJoined,
 )
 from tests.controller.clusters import ask, belief, place, serve
@@ -80,8 +82,43 @@ def test_a_model_that_no_device_runs_is_refused_with_that_reason() -> None:
     world = mixed(CPU)
     request_id = world.request("torch", slo_ms=200)
     answer = world.answers[request_id]
+    assert (answer.outcome, answer.reason) == (Outcome.FAILED, Reason.UNSERVABLE)
+    assert "cpu:0 runs onnx and python codes; found one of backend torch" in answer.message
+
+
+def test_a_model_that_no_device_could_run_is_served_once_one_joins_that_can() -> None:
+    world = mixed(CPU)
+    why = "no device can run it: cpu:0 runs onnx and python codes; found one of backend torch"
+    assert world.unservable == [Unservable(model="torch/1", why=why)]
+    join(world, GPU)
+    assert world.unservable[1:] == [Unservable(model="torch/1")]
+    assert world.answers[world.ask("torch", slo_ms=200)].outcome is Outcome.OK
+
+
+def test_a_device_that_could_run_a_model_and_is_lost_may_come_back() -> None:
+    world = mixed(CPU, GPU)
+    world.kill("worker-cuda:0", "cuda:0")
+    answer = world.answers[world.request("torch", slo_ms=200)]
     assert (answer.outcome, answer.reason) == (Outcome.REJECTED, Reason.NOT_SERVING)
-    assert answer.message == "no device is up that runs torch models"
+    assert world.unservable == []
+
+
+def test_no_model_is_unservable_before_all_devices_of_the_server_have_joined() -> None:
+    world = World(ControllerConfig(policy="default", expected_devices=2))
+    world.serve(model("torch", "t"), code=TORCH)
+    join(world, CPU)
+    assert world.unservable == []
+    join(world, structs.replace(CPU, device="cpu:1"))
+    assert [one.model for one in world.unservable] == ["torch/1"]
+    world.tell(ModelRemoved(model="torch/1"))
+    assert world.unservable[1:] == [Unservable(model="torch/1")]
+
+
+def test_a_device_of_a_kind_without_a_profile_cannot_run_a_model() -> None:
+    world = mixed(structs.replace(CPU, kind="other"))
+    answer = world.answers[world.request("onnx", slo_ms=200)]
+    assert answer.reason is Reason.UNSERVABLE
+    assert "there is no profile for devices of kind other" in answer.message
 
 
 def test_what_failed_where_it_could_run_is_the_reason_told() -> None:
@@ -99,7 +136,7 @@ def test_weights_larger_than_the_devices_that_run_them_are_told_how_large_those_
     small = structs.replace(GPU, pages=2)
     world = mixed(CPU, small)
     answer = world.answers[world.request("torch", slo_ms=200)]
-    assert answer.message.endswith(f"fit no device; the largest has {2 << 20}")
+    assert answer.message.endswith(f"; cuda:0 has {2 << 20}: set device_memory to at least 4MiB")
 
 
 def test_a_device_that_cannot_run_a_model_makes_it_no_candidate_for_a_load() -> None:

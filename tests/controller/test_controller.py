@@ -189,9 +189,10 @@ def test_without_any_worker_requests_are_refused_at_once() -> None:
 def test_weights_that_fit_no_device_are_refused_by_name() -> None:
     world = serving(model("a", mib=17))
     request_id = world.request("a", slo_ms=500)
-    assert world.answers[request_id].reason is Reason.NOT_SERVING
+    assert world.answers[request_id].reason is Reason.UNSERVABLE
     assert world.answers[request_id].message == (
-        "the model's 17825792 bytes of weights fit no device; the largest has 16777216"
+        "no device can run it: its weights have 17825792 bytes; d0 has 16777216: "
+        "set device_memory to at least 17MiB"
     )
 
 
@@ -383,9 +384,10 @@ def test_a_model_whose_least_batch_has_no_room_is_refused_with_what_to_set(limit
     world.serve(model("a"), times=msgspec.structs.replace(profile(), **{limit: {1: 4 << 40}}))
     world.join(device())
     answer = world.answers[world.ask("a", slo_ms=500)]
-    use = {"workspace_bytes": "of scratch memory", "io_bytes": "for inputs and outputs"}[limit]
-    assert (answer.outcome, answer.reason) == (Outcome.REJECTED, Reason.NOT_SERVING)
-    assert f"batch 1 needs {4 << 40} bytes {use}; d0 has {1 << 30}: raise scratch_memory" in answer.message
+    mib = {"workspace_bytes": 5 << 20, "io_bytes": 20 << 20}[limit]
+    assert (answer.outcome, answer.reason) == (Outcome.FAILED, Reason.UNSERVABLE)
+    assert answer.message.startswith("no device can run it: batch 1 needs ")
+    assert answer.message.endswith(f"has {1 << 30} and {1 << 30}: set scratch_memory to at least {mib}MiB")
     assert not world.actions
 
 
@@ -394,10 +396,11 @@ def test_rows_that_have_no_room_on_any_device_are_refused_and_fewer_are_not() ->
     world.serve(model("a"), times=msgspec.structs.replace(profile(), workspace_bytes={8: 4 << 40}))
     world.join(device())
     few, many = (world.ask("a", slo_ms=500, rows=rows) for rows in (4, 5))
-    assert served(world, few, many) == [Outcome.OK, Outcome.REJECTED]
+    assert served(world, few, many) == [Outcome.OK, Outcome.FAILED]
+    assert world.answers[many].reason is Reason.UNSERVABLE
     assert "batch 8 needs" in world.answers[many].message
     world.join(device("d1"), worker="w1")
-    assert served(world, world.ask("a", slo_ms=500, rows=5)) == [Outcome.REJECTED]
+    assert served(world, world.ask("a", slo_ms=500, rows=5)) == [Outcome.FAILED]
 
 
 def test_a_hot_model_is_replicated_and_a_lukewarm_one_is_not() -> None:
@@ -445,5 +448,5 @@ def test_a_snapshot_names_all_that_a_screen_shows() -> None:
             "page_bytes": 1 << 20, "pages_used": 8, "resident": ["a/1"], "codes": 1, "failed_codes": {},
             "failed_weights": {}, "pending_codes": 0, "exec_outstanding": 1, "load_outstanding": 1,
         }],
-        "tenants": {}, "quarantined": {}, "hung": {},
+        "tenants": {}, "quarantined": {}, "unservable": {}, "hung": {},
     }  # fmt: skip

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from clockwork_serve.devices import arena as arenas
-from clockwork_serve.devices.arena import Arena, Scratch, populate, reserve
+from clockwork_serve.devices.arena import Arena, Scratch, populate, reserve, used_bytes
 from clockwork_serve.errors import DeviceError
 from clockwork_serve.messages import Extent
+from clockwork_serve.units import KIB, MIB
 
 PAGE = 8192
 
@@ -121,6 +122,18 @@ def test_an_old_kernel_touches_everything_at_once(monkeypatch):
     arena = Arena(16 << 20, PAGE)
     assert resident(arena.view(Extent(0, arena.pages), 16 << 20)) >= 16 << 20
     arena.close()
+
+
+def test_what_is_used_leaves_out_what_is_resident_in_arena_and_area():
+    arena, area = Arena(64 * MIB, 256 * KIB), Scratch(32 * MIB)
+    before = used_bytes(arena, area)
+    arena.touch(48 * MIB)
+    arena.wait_resident()
+    assert area.claim(24 * MIB)
+    assert (arena.resident_bytes(), area.resident_bytes()) == (48 * MIB, 24 * MIB)
+    assert abs(used_bytes(arena, area) - before) < 4 * MIB
+    arena.close()
+    area.close()
 
 
 def test_a_scratch_area_gives_only_what_it_has():

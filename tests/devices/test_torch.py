@@ -244,7 +244,7 @@ def test_tensors_whose_size_a_request_chooses_are_refused(device, code):
 
 def test_a_code_that_does_not_fit_the_area_is_refused_and_a_batch_that_does_not_is(code, tmp_path):
     device = make(io_bytes=100)
-    with pytest.raises(DeviceError, match="take 512 bytes, and the I/O area has 100; raise scratch_memory"):
+    with pytest.raises(DeviceError, match="take 512 bytes, and the I/O area has 100; set scratch"):
         device.prepare(code)
     device.close()
     device = make(io_bytes=1024)

@@ -53,5 +53,7 @@ def test_a_model_without_room_is_refused_with_what_to_set_and_others_are_served(
     with start(tmp_path / "models", memory_bytes=ONE_PAGE, workspace=32 * MIB) as serving:
         for _ in range(3):
             answer = asked(serving, "greedy", 2)
-            assert (answer.status, "raise scratch_memory" in answer.json["error"]) == (503, True), answer.json
+            assert (answer.status, answer.json["reason"]) == (500, "unservable"), answer.json
+            assert "set scratch_memory to at least" in answer.json["error"]
+            assert call(serving.http_url, "/v2/models/greedy/ready").status == 503
             assert [asked(serving, name, 1).status for name in ("innocent", "harmless")] == [200, 200]

@@ -15,6 +15,7 @@ from clockwork_serve.messages import (
     Readiness,
     ReleaseFromQuarantine,
     Role,
+    Unservable,
     WorkerLost,
 )
 from clockwork_serve.serve.controller.hub import Hub
@@ -28,6 +29,7 @@ from tests.serve.supervisor.catalogues import put, served
 ALONE = Quarantined(model="m/1", why="it kills", since_ns=5)
 WITH_CODE = Quarantined(model="m/1", why="it kills", since_ns=5, code_id="c1")
 OVER = Quarantined(model="m/1")
+UNFIT = Unservable(model="m/1", why="too large")
 
 
 @pytest.fixture
@@ -48,21 +50,38 @@ def test_a_reason_has_the_wall_clock_time() -> None:
     assert (quarantines.reasons(), quarantines.frames()) == ({}, [])
 
 
-async def test_gateways_and_the_supervisor_are_notified_also_if_they_connect_later(world: World) -> None:
+def test_a_model_that_no_device_can_run_has_the_reason_and_no_time() -> None:
+    quarantines = Quarantines()
+    quarantines.update(UNFIT)
+    assert (bool(quarantines), "m/1" in quarantines, quarantines.why("m/1")) == (True, True, "too large")
+    assert (quarantines.reasons(), quarantines.frames(), quarantines.codes) == (
+        {"m/1": "too large"},
+        [UNFIT],
+        set(),
+    )
+    quarantines.update(Unservable(model="m/1"))
+    assert (bool(quarantines), quarantines.reasons(), quarantines.frames()) == (False, {}, [])
+
+
+@pytest.mark.parametrize("held", [ALONE, UNFIT])
+async def test_gateways_and_the_supervisor_are_notified_also_if_they_connect_later(
+    world: World, held: Quarantined | Unservable
+) -> None:
     supervisor = await world.supervisor(code(), model())
     gateway = await world.peer(Role.GATEWAY, "g")
     worker = await world.worker("w", "d")
     await until(lambda: gateway.of(Readiness) and worker.frames)
-    world.decide(ALONE)
-    await until(lambda: gateway.of(Quarantined) and supervisor.of(Quarantined))
+    world.decide(held)
+    await until(lambda: gateway.of(type(held)) and supervisor.of(type(held)))
     late = await world.peer(Role.GATEWAY, "late")
     await until(lambda: late.of(Readiness))
-    assert late.frames[:4] == [code(), model(), ALONE, Readiness(ready=False, why="starting")]
+    assert late.frames[:4] == [code(), model(), held, Readiness(ready=False, why="starting")]
     again = await world.peer(Role.SUPERVISOR, "keeper")
-    await until(lambda: again.of(Quarantined))
+    await until(lambda: again.of(type(held)))
     assert worker.frames == [code(), model()], "its code goes on"
-    world.decide(OVER)
-    await until(lambda: OVER in late.frames)
+    over = type(held)(model="m/1")
+    world.decide(over)
+    await until(lambda: over in late.frames)
 
 
 async def test_a_code_in_quarantine_is_removed_from_workers_and_sent_again_after(world: World) -> None:

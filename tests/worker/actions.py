@@ -35,6 +35,14 @@ PROFILE = records.profile(
     "net", {1: ms(2), 2: ms(3), 4: ms(5), 8: ms(9)}, device_kind="toy",
     workspace_bytes={1: 100, 8: 1001}, io_bytes={1: 100, 2: 100, 4: 501},
 )  # fmt: skip
+NO_WORKSPACE = (
+    "batch 8 needs 1001 bytes of scratch memory and 0 for inputs and outputs; gpu:0 has 1000 and 500: "
+    "set scratch_memory to at least 5MiB"
+)
+NO_IO = (
+    "batch 4 needs 0 bytes of scratch memory and 501 for inputs and outputs; gpu:0 has 1000 and 500: "
+    "set scratch_memory to at least 5MiB"
+)
 MORE = structs.replace(CODE, code_id="more")
 OTHER = structs.replace(SPEC, device="gpu:1")
 

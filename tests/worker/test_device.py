@@ -13,6 +13,8 @@ from clockwork_serve.worker.pages import WeightsState
 from tests.worker.actions import (
     CODE,
     GPU,
+    NO_IO,
+    NO_WORKSPACE,
     PROFILE,
     SPEC,
     Told,
@@ -267,7 +269,7 @@ def test_a_batch_that_needs_more_workspace_than_the_device_has_finds_no_room() -
     status, message = fresh().refusal(0, infer(1, "a", 0, batch=8))
     assert (status, message) == (
         Status.NO_ROOM,
-        "INFER of a: workspace: batch 8 needs 1001 bytes, has 1000; raise scratch_memory",
+        f"INFER of a: {NO_WORKSPACE}",
     )
 
 
@@ -275,7 +277,7 @@ def test_a_batch_that_needs_more_io_than_the_device_has_finds_no_room() -> None:
     status, message = fresh().refusal(0, infer(1, "a", 0, batch=4))
     assert (status, message) == (
         Status.NO_ROOM,
-        "INFER of a: I/O area: batch 4 needs 501 bytes, has 500; raise scratch_memory",
+        f"INFER of a: {NO_IO}",
     )
 
 

@@ -66,8 +66,12 @@ def test_more_memory_than_the_host_has_is_refused_by_the_name_of_the_setting() -
     devices = (DeviceConfig(device="emulated:0", kind="emulated", memory_bytes=1 << 50),)
     check_limits(SMALL, devices)
 
-    with pytest.raises(ConfigError, match=r"device_memory: expected at most \d+ MiB.* for cpu:0; lower it"):
-        check_limits(SMALL, (*devices, structs.replace(CPU, memory_bytes=1 << 50)))
+    for field, name in (
+        ("memory_bytes", "device_memory"), ("workspace_bytes", "scratch_memory"),
+        ("io_bytes", "scratch_memory"), ("pool_bytes", "host_memory"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=rf"{name}: expected at most \d+ MiB.* for cpu:0; lower it"):
+            check_limits(SMALL, (*devices, structs.replace(CPU, **{field: 1 << 50})))
 
 
 def test_too_few_files_are_refused_with_what_asks_for_them() -> None:

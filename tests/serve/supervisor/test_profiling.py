@@ -21,7 +21,7 @@ from clockwork_serve.store import Cache, Problem, Repository, ServedVersion, Sto
 from clockwork_serve.units import MIB
 from harness import records
 from harness.machine import children
-from harness.repositories import echoing
+from harness.repositories import echoing, layers
 from harness.serving import until
 from tests.serve.onnx_models import affine, put
 
@@ -92,6 +92,19 @@ def test_one_code_is_measured_once_and_kept(served: list[ServedVersion]) -> None
     assert profile_all(served, [CPU, CPU], shelf).profiles == (marked,), (
         "from the cache, once for equal devices"
     )
+
+
+def test_neither_weights_nor_inputs_of_larger_batches_are_scratch_memory_of_a_batch(
+    tmp_path: Path,
+) -> None:
+    layers(tmp_path / "models", "wide", width=1024, depth=8)
+    config = StoreConfig(cache_dir=str(tmp_path / "cache"), largest_batch=4096, max_batch_size=4096)
+    with Cache(config.cache_dir) as cache:
+        found, problems = compile_all(Repository(tmp_path / "models", config), cache)
+        assert (problems, found[0].model.weights.size) == ([], 32 * MIB)
+        (measured,) = profile_all(found, [CPU], cache).profiles
+    assert measured.io_bytes[4096] == 32 * MIB
+    assert measured.workspace_bytes[1] < 16 * MIB, "not 64 MiB and more"
 
 
 def test_a_code_that_cannot_be_measured_is_guessed_with_a_warning(tmp_path: Path) -> None:

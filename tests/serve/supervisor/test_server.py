@@ -241,11 +241,18 @@ def test_a_repository_with_nothing_to_serve_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("clockwork-*"))
 
 
+def test_a_server_whose_devices_can_run_none_of_its_models_is_refused_with_what_to_set(place: Path) -> None:
+    small = DeviceConfig(device="cpu:0", workspace_bytes=(1 << 20) - 1)
+    needs = r"no model can be served:\n  model a/1: no device can run it: batch 1 needs \d+ bytes of scratch"
+    with pytest.raises(StartError, match=rf"{needs} .*: set scratch_memory to at least 5MiB\n  model b/1: "):
+        start(config(place, devices=(small,)))
+
+
 def test_a_process_that_cannot_run_is_reported_with_its_last_lines(place: Path) -> None:
-    huge = DeviceConfig(device="cpu:0", io_bytes=1 << 50)
+    odd = DeviceConfig(device="cpu:0", page_bytes=1000)
     lines: list[str] = []
     with pytest.raises(StartError, match=r"worker-cpu:0 cannot run"):
-        start(config(place, devices=(huge,)), on_line=lines.append)
+        start(config(place, devices=(odd,)), on_line=lines.append)
     assert lines
 
 

@@ -40,6 +40,17 @@ def align(size: int, step: int = TENSOR_ALIGN) -> int:
     return -(-size // step) * step
 
 
+def split_scratch(nbytes: int) -> tuple[int, int]:
+    """How ``scratch_memory`` is split: bytes for inputs and outputs, and for what a batch computes with."""
+    io_bytes = nbytes // 5
+    return io_bytes, nbytes - io_bytes
+
+
+def scratch_for(io_bytes: int, workspace_bytes: int = 0) -> str:
+    """The least ``scratch_memory``, in MiB, whose two parts have room for these."""
+    return f"{max(5, -(-max(5 * io_bytes, -(-5 * workspace_bytes // 4)) // MIB))}MiB"
+
+
 def counted(number: int, what: str) -> str:
     """``1 model``, ``2,000 models``, ``2 processes``."""
     plural = f"{what}es" if what.endswith("s") else f"{what}s"

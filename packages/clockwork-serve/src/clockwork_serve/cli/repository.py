@@ -81,9 +81,12 @@ def _share(cache: Cache, served: Sequence[ServedVersion], problems: Sequence[Pro
     return ()
 
 
-def _beside(settings: Settings) -> str:
+def _beside(settings: Settings, problems: Sequence[Problem]) -> str:
     """What the summary says of the shared store."""
-    return f", store: {settings.store}" if settings.store else ""
+    if not settings.store:
+        return ""
+    lacks = any(not problem.model and problem.field == "store" for problem in problems)
+    return f", {'not all in ' if lacks else ''}store: {settings.store}"
 
 
 def _warnings(served: Sequence[ServedVersion]) -> list[str]:
@@ -147,7 +150,7 @@ def _compile_only(settings: Settings, torch_target: str | None, *, as_json: bool
     ]
     summary = (
         f"{counted(len(served), 'model version')} share {counted(len(sharing), 'code')}, "
-        f"{counted(len(problems), 'problem')}; cache: {cache.root}{_beside(settings)}"
+        f"{counted(len(problems), 'problem')}; cache: {cache.root}{_beside(settings, problems)}"
     )
     columns = ["model", "code", ">used by", ">weights", "kept", "batch sizes"]
     _show(columns, rows, _warnings(served), problems, summary)
@@ -329,7 +332,7 @@ def profile(
              "measured_on": machine_name(), "warnings": found.warnings, "problems": problems}
         )  # fmt: skip
         return 1 if problems else 0
-    kept = f"{counted(len(profiles), 'profile')} kept in {cache.root}{_beside(settings)}"
+    kept = f"{counted(len(profiles), 'profile')} kept in {cache.root}{_beside(settings, problems)}"
     columns = ["models", "code", "device", ">ms by batch size", ">LOAD", ">scratch"]
     _show(columns, _rows(served, profiles), found.warnings, problems, kept)
     return 1 if problems else 0

@@ -154,8 +154,9 @@ def _ready(server: Server) -> Told:
     settings, models = server.settings, server.catalogue.models
     at = {"http": server.http_url, "grpc": server.grpc_url, "metrics": server.metrics_url}
     page = server.metrics_url.removesuffix("metrics") if settings.live_page and settings.journal else ""
+    idle = len(server.unservable)
     lines = [
-        f"ready: {counted(len(models), 'model')}",
+        f"ready: {counted(len(models) - idle, 'model')}{f', {idle} fit no device' if idle else ''}",
         *_addresses(at | {"page": page} if page else at, settings),
     ]
     if is_model_file(settings.repository):

@@ -41,7 +41,7 @@ from clockwork_serve.config.values import (
     text,
 )
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.units import GIB, KIB, MIB, ms, plain
+from clockwork_serve.units import GIB, KIB, MIB, ms, plain, split_scratch
 
 # ------------------------------------------------------------
 # Every setting. Its field's name serves everywhere: ``slo_ms`` in the file is ``CLOCKWORK_SLO_MS`` in the
@@ -157,8 +157,8 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         integer(1, 64), "gateway processes, which share the HTTP and gRPC ports", GATEWAY,
     )] = 1
     max_body: Annotated[int, Setting(
-        size(1024), "largest body of a request, and message over gRPC, which has 8MiB unless this is set",
-        GATEWAY, "64MiB", ("body", "bytes", "send less at once"),
+        size(1024), "largest body of a request over HTTP, and largest message over gRPC",
+        GATEWAY, "8MiB over gRPC, else 64MiB", ("body", "bytes", "send less at once"),
     )] = 64 * MIB
     gateway_memory: Annotated[int, Setting(
         size(MIB), "room for tensors in flight, per gateway", GATEWAY | WORKER, "256MiB",
@@ -490,8 +490,7 @@ def parts(values: Mapping[str, Any]) -> dict[str, Any]:
             "stuck_s": max(1.0, 1.5 * late_s) if late_s else 0.0,
         }
     if "scratch_memory" in values:
-        io_bytes = values["scratch_memory"] // 5
-        found |= {"io_memory": io_bytes, "workspace": values["scratch_memory"] - io_bytes}
+        found["io_memory"], found["workspace"] = split_scratch(values["scratch_memory"])
     if "max_body" in values:
         found["max_message"] = values["max_body"]
     return found

@@ -123,7 +123,7 @@ class Admission(Record):
                 why = code.misfits.get(size, "")
                 if not why:
                     return None
-        return Verdict(Outcome.REJECTED, Reason.NOT_SERVING, f"{why}, or ask for fewer rows") if why else None
+        return Verdict(Outcome.FAILED, Reason.UNSERVABLE, f"{why}, or ask for fewer rows") if why else None
 
     def find_pace(self, model: ServedModel, now_ns: int) -> None:
         """Compute the device time per request in the best batch, if all capable devices share the work.
@@ -264,6 +264,8 @@ class Admission(Record):
         if loadable:
             return None
         finish = self._feasibility.best(queue, soonest, now_ns)
+        if finish is None and queue.model.unservable:
+            return Verdict(Outcome.FAILED, Reason.UNSERVABLE, queue.model.unservable)
         if finish is None:
             message = self._feasibility.why_unservable(queue.model)
             return Verdict(Outcome.REJECTED, Reason.NOT_SERVING, message)

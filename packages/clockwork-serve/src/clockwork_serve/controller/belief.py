@@ -59,7 +59,7 @@ from clockwork_serve.messages import (
     Unload,
     Window,
 )
-from clockwork_serve.units import NS_PER_MS
+from clockwork_serve.units import MIB, NS_PER_MS, align
 
 # ------------------------------------------------------------
 # Actions in flight.
@@ -385,15 +385,34 @@ class Belief(Measured):
 
     # Estimates
 
+    def why_never(self, device: DeviceBelief, model: ServedModel) -> str:
+        """Why a device can never run a model, whatever else it holds; empty if it can."""
+        if not device.spec.runs(model.code.backend):
+            return device.spec.misfit(model.code.backend)
+        size = model.model.weights.size
+        if size > device.room_bytes:
+            needed = align(size, device.spec.page_bytes)
+            return (
+                f"its weights have {size} bytes; {device.name} has {device.room_bytes}: "
+                f"set device_memory to at least {-(-needed // MIB)}MiB"
+            )
+        return self._why_unfit(device, model.code)
+
+    def _why_unfit(self, device: DeviceBelief, code: Code) -> str:
+        kind = device.spec.kind
+        profile = self.estimator.profile(code.code_id, kind)
+        if profile is None:
+            return f"there is no profile for devices of kind {kind}; measure it there: clockwork profile"
+        return misfit(profile, device.spec, code.batch_sizes[0])
+
     def prepare(self, device: DeviceBelief, code_id: str) -> str:
         """Record that a device is ready for a code: which batch sizes are useful; or why it cannot run it."""
         kind, code = device.spec.kind, self.codes[code_id]
         profile = self.estimator.profile(code_id, kind)
-        if profile is None:
-            return f"there is no profile for devices of kind {kind}"
+        if why := self._why_unfit(device, code):
+            return why
+        assert profile is not None
         misfits = {size: why for size in code.batch_sizes if (why := misfit(profile, device.spec, size))}
-        if code.batch_sizes[0] in misfits:
-            return misfits[code.batch_sizes[0]]
         sizes = useful_sizes(code, profile, device.spec, self.config)
         timings = self.estimator.timings(device.name, kind, code_id)
         device.codes[code_id] = CodeOnDevice(profile, sizes, timings, misfits)

@@ -239,7 +239,7 @@ class ServedModel(Record):
     __slots__ = (
         "arrived_ns", "band_ns", "base_ns", "batch", "code", "code_id", "demand_ns", "dirty", "gap_ns", "key",
         "load_key", "main", "model", "order", "pace_at_ns", "pace_ns", "popularity", "priority",
-        "quarantined", "queue_limit", "queues", "removed", "residencies", "sole", "waiting",
+        "quarantined", "queue_limit", "queues", "removed", "residencies", "sole", "unservable", "waiting",
     )  # fmt: skip
 
     arrived_ns: int
@@ -266,6 +266,7 @@ class ServedModel(Record):
     removed: bool
     residencies: dict[str, Residency]
     sole: Residency | None
+    unservable: str
     waiting: int
 
     def __init__(self, model: Model, code: Code, order: int) -> None:
@@ -307,6 +308,8 @@ class ServedModel(Record):
         self.removed = False
         self.quarantined = False
         """It is in quarantine; ``queue_limit`` is 0, so that no request is admitted."""
+        self.unservable = ""
+        """Why no device that has joined can ever run it, once that is certain."""
 
     def share_ns(self, residency: Residency) -> int:
         """The share of the model's demand that is assigned to this residency's device."""

@@ -61,13 +61,7 @@ class CodeOnDevice(Record):
 
 def misfit(profile: Profile, spec: DeviceSpec, size: int) -> str:
     """Why a device has no room for a batch of that size, and what to set; empty if it has."""
-    for use, needed, found in (
-        ("of scratch memory", profile.workspace_bytes.get(size, 0), spec.workspace_bytes),
-        ("for inputs and outputs", profile.io_bytes.get(size, 0), spec.io_bytes),
-    ):
-        if needed > found:
-            return f"batch {size} needs {needed} bytes {use}; {spec.device} has {found}: raise scratch_memory"
-    return ""
+    return spec.shortage(size, profile.workspace_bytes.get(size, 0), profile.io_bytes.get(size, 0))
 
 
 def useful_sizes(code: Code, profile: Profile, spec: DeviceSpec, config: ControllerConfig) -> frozenset[int]:

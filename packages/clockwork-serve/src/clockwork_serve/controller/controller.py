@@ -87,6 +87,7 @@ def snapshot(belief: Belief, quarantined: dict[str, str]) -> dict[str, object]:
         "waiting": {key: model.waiting for key, model in belief.models.items() if model.waiting},
         "models": len(belief.models),
         "quarantined": quarantined,
+        "unservable": {key: model.unservable for key, model in belief.models.items() if model.unservable},
         "hung": {name: one.why for name, one in belief.hung.items()},
         "devices": [_device(device) for device in belief.devices.values()],
         "tenants": belief.tenants.snapshot(),
@@ -404,6 +405,7 @@ class Controller(Record):
         for profile in event.profiles:
             self._belief.estimator.learn_profile(profile)
         self._belief.reset_bases()
+        self._readiness.may_change = True
         if code_id in self._belief.codes:
             return
         self._belief.codes[code_id] = event.code
@@ -428,6 +430,7 @@ class Controller(Record):
         assert code is not None, f"model {key} was added before its code {event.model.code_id}"
         model = self._belief.models[key] = ServedModel(event.model, code, self._belief.next_id())
         self._quarantine.added(model)
+        self._readiness.model_added(model)
         self._result_handler.move_waiters(model, self._ending)
 
     def _on_model_removed(self, key: str) -> None:
@@ -437,6 +440,7 @@ class Controller(Record):
         model.removed = True
         model.load_key = None
         self._quarantine.removed(model)
+        self._readiness.model_removed(model)
         for queue in model.queues.values():
             for waiter in queue.waiters:
                 self._end_early(waiter, Outcome.REJECTED, Reason.NOT_SERVING, "the model was unloaded")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from clockwork_serve.controller.belief import AdoptedAction, Belief, Sent
-from clockwork_serve.controller.cluster import DeviceBelief, Residency
+from clockwork_serve.controller.cluster import DeviceBelief, Residency, ServedModel
 from clockwork_serve.controller.feasibility import Feasibility
 from clockwork_serve.controller.life import FAILED, READY, UNLOAD
 from clockwork_serve.controller.policies.base import Scheduler
@@ -27,6 +27,7 @@ from clockwork_serve.messages import (
     RetainWeights,
     Running,
     Status,
+    Unservable,
     WeightsReady,
     WorkerJoined,
     WorkerLost,
@@ -215,11 +216,11 @@ class Takeover(Record):
 
 
 # ------------------------------------------------------------
-# Readiness of the server.
+# Readiness of the server, and models that no device can ever run.
 
 
 class ReadinessTracker(Record):
-    """Sends ``Readiness`` whenever it changed."""
+    """Sends ``Readiness`` whenever it changed, and ``Unservable`` models."""
 
     def __init__(self, belief: Belief) -> None:
         self._belief = belief
@@ -227,6 +228,18 @@ class ReadinessTracker(Record):
         """Something that readiness depends on changed: ``update`` is to be called."""
         self._was_ready = False
         self._last_sent: Readiness | None = None
+        self._unproven: dict[str, ServedModel] = {}
+        """By key: models that no device so far can run. A device that can, and is lost, may come back."""
+
+    def model_added(self, model: ServedModel) -> None:
+        """A model is served: it is to be seen whether a device can run it."""
+        self._unproven[model.key] = model
+        self.may_change = True
+
+    def model_removed(self, model: ServedModel) -> None:
+        """A model is no longer served."""
+        if self._unproven.pop(model.key, None) is not None and model.unservable:
+            self._belief.effects.append(Unservable(model=model.key))
 
     def take_over(self) -> None:
         """After a failover, the server was ready before."""
@@ -252,9 +265,27 @@ class ReadinessTracker(Record):
             late = [f"{name} does not answer" for name in unresponsive]
             hung = [f"{one.name} hung: {one.why}" for one in self._belief.hung.values()]
             readiness = Readiness(ready=False, why="; ".join([why, *late, *hung]))
+        self._find_unservable()
         if self._last_sent is None or readiness.ready != self._last_sent.ready:
             self._last_sent = readiness
             self._belief.effects.append(readiness)
+
+    def _find_unservable(self) -> None:
+        """Send what is now known of models that no device could run before."""
+        devices = list(self._belief.devices.values())
+        if not devices or not self._was_ready:  # devices of this server are still to come
+            return
+        for key, model in list(self._unproven.items()):
+            whys = [self._belief.why_never(device, model) for device in devices]
+            why = ""
+            if "" in whys:
+                del self._unproven[key]
+            else:
+                able = [device.spec.runs(model.code.backend) for device in devices]
+                why = f"no device can run it: {whys[able.index(True) if True in able else 0]}"
+            if why != model.unservable:
+                model.unservable = why
+                self._belief.effects.append(Unservable(model=key, why=why))
 
 
 # ------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import torch
 
-from clockwork_serve.devices.arena import Arena, Scratch
+from clockwork_serve.devices.arena import Arena, Scratch, used_bytes
 from clockwork_serve.devices.base import DeviceConfig
 from clockwork_serve.devices.files import Blobs, Reading
 from clockwork_serve.devices.kinds import ordinal_of
@@ -113,8 +113,7 @@ class Accelerator:
 
     def used_bytes(self) -> int:
         """Memory in use beside arena and area: the workspace of batches."""
-        with open("/proc/self/statm", encoding="ascii") as line:
-            return int(line.read().split()[1]) * mmap.PAGESIZE
+        return used_bytes(*self._areas)
 
     def counters(self) -> dict[str, int]:
         """Numbers that must not change during serving, and clock rates."""

@@ -7,6 +7,7 @@ import ctypes
 import functools
 import mmap
 import threading
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -68,6 +69,10 @@ class Arena:
         """The first ``nbytes`` of an extent, writable; DeviceError if they are not all inside it."""
         return self._bytes[span(extent, nbytes, self.pages, self.page_bytes)]
 
+    def resident_bytes(self) -> int:
+        """How much of it is resident."""
+        return _resident_of(self._bytes)
+
     def bytes_at(self, page: int, nbytes: int) -> Bytes:
         """``nbytes`` from the start of a page; DeviceError if the arena ends before."""
         return self.view(Extent(page, max(1, -(-nbytes // self.page_bytes))), nbytes)
@@ -122,6 +127,10 @@ class Scratch:
                     populate(self._bytes[self._touched : end])
                     self._touched = end
         return True
+
+    def resident_bytes(self) -> int:
+        """How much of it is resident."""
+        return _resident_of(self._bytes)
 
     def bytes(self) -> Bytes:
         """The whole area; only what was claimed is sure to be resident."""
@@ -188,10 +197,26 @@ def populate(memory: Bytes) -> bool:
     return False
 
 
+def used_bytes(*areas: Arena | Scratch) -> int:
+    """Memory of this process that is resident, but for the pages of files and what is in ``areas``."""
+    text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    sizes = dict(line.split(":", 1) for line in text.splitlines() if line.startswith("Rss"))
+    resident = sum(int(sizes[name].split()[0]) * KIB for name in ("RssAnon", "RssShmem"))
+    return resident - sum(area.resident_bytes() for area in areas)
+
+
+def _resident_of(memory: Bytes) -> int:
+    pages = np.zeros(-(-len(memory) // mmap.PAGESIZE), np.uint8)
+    if len(memory) and _libc().mincore(memory.ctypes.data, len(memory), pages.ctypes.data):
+        return 0
+    return int((pages & 1).sum()) * mmap.PAGESIZE
+
+
 @functools.cache
 def _libc() -> ctypes.CDLL:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
     return libc
 
 

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from clockwork_serve.devices.arena import Arena, Scratch
+from clockwork_serve.devices.arena import Arena, Scratch, used_bytes
 from clockwork_serve.devices.base import (
     NUMPY_DTYPES,
     Array,
@@ -309,7 +309,7 @@ class OnnxBackend:
     def __init__(self, config: DeviceConfig, arena: Arena) -> None:
         self._config = config
         self._arena = arena
-        self._scratch = Scratch(config.io_bytes)
+        self.scratch = Scratch(config.io_bytes)
         self._blobs = Blobs()
         self._bindings: Bindings[BoundWeights] = Bindings()
         self._prepared = PreparedCodes[PreparedOnnx](config.device)
@@ -399,7 +399,7 @@ class OnnxBackend:
         for code_id in list(self._prepared):
             self.retire(code_id)
         self._blobs.close()
-        self._scratch.close()
+        self.scratch.close()
 
     def _bound(self, prepared: PreparedOnnx, action: Infer) -> BoundWeights:
         """The session, with the weights in the extent bound."""
@@ -414,9 +414,9 @@ class OnnxBackend:
     def _batch(self, code: Code, size: int) -> OnnxBatch:
         if any(spec.datatype == "BYTES" for spec in code.inputs):
             return TextBatch(code, size)
-        if fits_area(code, size, self._scratch):
-            return StaticBatch(code, size, self._scratch)
-        return OpenBatch(code, size, self._scratch, self._placeholder)
+        if fits_area(code, size, self.scratch):
+            return StaticBatch(code, size, self.scratch)
+        return OpenBatch(code, size, self.scratch, self._placeholder)
 
     def _bind(self, prepared: PreparedOnnx, code_id: str, page: int) -> BoundWeights:
         index = prepared.index
@@ -492,6 +492,10 @@ class CpuDevice:
         self._expected_pages += pages - self._expected.get(model.key, 0)
         self._expected[model.key] = pages
         self._arena.touch(self._expected_pages * self.spec.page_bytes)
+
+    def used_bytes(self) -> int:
+        """Memory in use beside arena and I/O area: the workspace of batches, and sessions."""
+        return used_bytes(self._arena, self._onnx.scratch)
 
     def verify(self, weights: Weights) -> None:
         """Verify a weights file before it is needed; thread-safe."""

@@ -52,7 +52,7 @@ from clockwork_serve.messages import (
     Unload,
     Weights,
 )
-from clockwork_serve.units import MIB, align
+from clockwork_serve.units import MIB, align, scratch_for
 
 # ------------------------------------------------------------
 # A compiled torch model on disk: ``index.json`` beside its packages.
@@ -393,9 +393,10 @@ class TorchDevice:
             if self._accelerator.claim(area_bytes(code, size)):
                 packages[size] = open_package(code, index, size, self._accelerator, self._area)
         if sizes[0] not in packages:
+            needed = area_bytes(code, sizes[0])
             raise DeviceError(
-                f"code {code.code_id}: its inputs and outputs take {area_bytes(code, sizes[0])} bytes, and"
-                f" the I/O area has {self._config.io_bytes}; raise scratch_memory"
+                f"code {code.code_id}: its inputs and outputs take {needed} bytes, and the I/O area has"
+                f" {self._config.io_bytes}; set scratch_memory to at least {scratch_for(needed)}"
             )
         return PreparedTorch(code, index, packages)
 
@@ -462,7 +463,8 @@ class TorchDevice:
         package = prepared.packages.get(action.batch if prepared.code.batched else 1)
         if package is None:
             raise DeviceError(
-                f"batch {action.batch}: its tensors do not fit the I/O area; raise scratch_memory"
+                f"batch {action.batch}: its tensors do not fit the I/O area; set scratch_memory to at least "
+                f"{scratch_for(area_bytes(prepared.code, action.batch))}"
             )
         try:
             with self._safe(f"model {action.model}", ModelError), torch.inference_mode():

@@ -68,6 +68,7 @@ from clockwork_serve.messages.links import (
     StandbysCounted,
     TensorsOffered,
     TensorsReached,
+    Unservable,
     WeightsReady,
     WorkerCrashed,
     WorkerHeard,
@@ -116,7 +117,7 @@ ControllerEvent = (
 
 ControllerEffect = (
     Answer | Release | Load | Unload | Infer | Readiness | AdmissionReply | Quarantined | WorkerHung
-    | RetainWeights
+    | RetainWeights | Unservable
 )  # fmt: skip
 """What the controller decides."""
 
@@ -124,7 +125,7 @@ Frame = (
     Hello | Ping | Request | Cancel | Answer | Release | Load | Unload | Infer | Result
     | WorkerJoined | CodeAdded | CodeReady | CodeRemoved | ModelAdded | ModelRemoved | QuotasSet
     | Drain | Readiness | Ask | Reply | AdmissionQuery | AdmissionReply | Quarantined
-    | ReleaseFromQuarantine | WorkerCrashed
+    | Unservable | ReleaseFromQuarantine | WorkerCrashed
     | DeviceNumbers | Beat | WorkerHung | RequestCredit | RetainWeights | MachineHello | Refused
     | FarGateway | ProcessesEnded | ArtefactDamaged | CodeRemade | DamageCounted
     | Delivered | Preparing | ModelsAskedFor | SoonestEnds | CreditBlocked | StandbysCounted
@@ -147,6 +148,6 @@ __all__ = [
     "Resident", "Result", "RetainWeights", "Role", "Running", "SoonestEnd",
     "SoonestEnds", "StandbysCounted", "Status", "TensorRef",
     "TensorSpec", "Tensors", "TensorsOffered", "TensorsReached", "TorchIndex", "TorchTensor", "Unload",
-    "Weights", "WeightsReady", "Window",
+    "Unservable", "Weights", "WeightsReady", "Window",
     "WorkerCrashed", "WorkerHeard", "WorkerHung", "WorkerJoined", "WorkerLost", "WorkerSilent",
 ]  # fmt: skip

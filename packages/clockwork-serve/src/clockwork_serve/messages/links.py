@@ -266,6 +266,13 @@ class Quarantined(Struct, frozen=True, kw_only=True, array_like=True, tag="quara
     code_id: str = ""
 
 
+class Unservable(Struct, frozen=True, kw_only=True, array_like=True, tag="unservable"):
+    """No device that has joined can ever run a model; without a ``why``, one can now."""
+
+    model: str
+    why: str = ""
+
+
 class ReleaseFromQuarantine(Struct, frozen=True, kw_only=True, array_like=True, tag="pardon"):
     """An operator releases all versions of the model of that name from quarantine."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from clockwork_client.datatypes import DATATYPES
+from clockwork_serve.units import scratch_for
 
 # ------------------------------------------------------------
 # *Code* is what is compiled once and shared by every model of one architecture; *weights* are one blob per
@@ -161,6 +162,17 @@ class DeviceSpec(Struct, frozen=True, kw_only=True):
     def misfit(self, backend: str) -> str:
         """The message where it cannot run codes of a backend."""
         return f"{self.device} runs {' and '.join(self.backends)} codes; found one of backend {backend}"
+
+    def shortage(self, batch: int, workspace_bytes: int, io_bytes: int) -> str:
+        """Why it has no room for a batch that needs these, and what to set; empty if it has."""
+        if workspace_bytes <= self.workspace_bytes and io_bytes <= self.io_bytes:
+            return ""
+        return (
+            f"batch {batch} needs {workspace_bytes} bytes of scratch memory and {io_bytes} for inputs and "
+            "outputs; "
+            f"{self.device} has {self.workspace_bytes} and {self.io_bytes}: "
+            f"set scratch_memory to at least {scratch_for(io_bytes, workspace_bytes)}"
+        )
 
     def pages_of(self, size: int) -> int:
         """Pages that ``size`` bytes of weights take: at least 1."""

@@ -33,6 +33,7 @@ class Reason(enum.StrEnum):
     MODEL_RAISED = "model_raised"
     DEVICE_FAULT = "device_fault"
     WORKER_LOST = "worker_lost"
+    UNSERVABLE = "unservable"  # no device that has joined has the memory, or the backend, for it
     QUARANTINED = "quarantined"  # the model is in quarantine: it took devices down
     LATE = "late"  # a device had it, and had not answered by the deadline
     PROMISE_BROKEN = "promise_broken"

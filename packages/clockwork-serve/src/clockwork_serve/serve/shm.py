@@ -23,7 +23,7 @@ import numpy.typing as npt
 from clockwork_serve.devices.base import NUMPY_DTYPES, CallBuffers
 from clockwork_serve.errors import DeviceError, ModelError, TransportError
 from clockwork_serve.messages import Call, Infer, TensorRef, Tensors
-from clockwork_serve.units import KIB, MIB, TENSOR_ALIGN, align
+from clockwork_serve.units import KIB, MIB, TENSOR_ALIGN, align, scratch_for
 
 # ------------------------------------------------------------
 # A region of shared memory: a gateway owns it and allocates from it, workers map it.
@@ -334,9 +334,10 @@ class SpilledOutputs:
             self._free_unused()
             left = self._limit - self.used_bytes
             if nbytes > left:
+                enough = scratch_for(self.used_bytes + nbytes)
                 raise ModelError(
                     f"outputs: expected at most {left} bytes, as are left of {self._limit}; found {nbytes}; "
-                    "ask for less at once, or raise scratch_memory"
+                    f"ask for less at once, or set scratch_memory to at least {enough}"
                 )
             try:
                 region = Region.create(nbytes)

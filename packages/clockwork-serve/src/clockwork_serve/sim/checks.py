@@ -22,6 +22,7 @@ from clockwork_serve.messages import (
     Result,
     Status,
     Unload,
+    Unservable,
     WorkerHung,
     WorkerJoined,
     WorkerLost,
@@ -301,6 +302,8 @@ class Checks:
                 self._action(effect, now_ns)
             elif isinstance(effect, Quarantined):
                 self._quarantined(effect)
+            elif isinstance(effect, Unservable):
+                self._unservable(effect)
             elif isinstance(effect, WorkerHung):
                 self._check_hung(effect)
         wake_ns = self._simulation.controller.next_wakeup_ns()
@@ -402,6 +405,16 @@ class Checks:
         after = self._simulation.controller.config.quarantine_after
         deaths = max(self._deaths[effect.model], self._deaths[effect.code_id])
         assert 0 < after <= deaths, f"{effect} after {deaths} deaths"
+
+    def _unservable(self, effect: Unservable) -> None:
+        if not effect.why:
+            self.open_requests.unservable.remove(effect.model)
+            return
+        self.open_requests.unservable.add(effect.model)
+        size = self.open_requests.served[effect.model].weights.size
+        for host in self._simulation.hosts.values():  # simulated batches need no scratch memory
+            for spec in host.specs:
+                assert size > spec.pages * spec.page_bytes, f"{effect}, and {spec.device} has the room"
 
     def _lose(self, action: Action, *, ran: bool) -> None:
         del self._out[action.action_id]
@@ -560,7 +573,7 @@ class Checks:
             assert truth.versions() == {one.version for one in holders}, (
                 f"{name}: other weights than believed"
             )
-            assert {one.model.model.key for one in holders} <= self.open_requests.served, (
+            assert {one.model.model.key for one in holders} <= self.open_requests.served.keys(), (
                 f"{name}: weights not served"
             )
             assert not device.pending_codes, f"{name}: {device.pending_codes} are not prepared"

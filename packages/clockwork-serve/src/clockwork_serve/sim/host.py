@@ -28,6 +28,7 @@ from clockwork_serve.messages import (
     GatewayLost,
     Infer,
     Load,
+    Model,
     ModelAdded,
     ModelRemoved,
     Outcome,
@@ -475,8 +476,8 @@ class OpenRequests:
         self._config = config
         self.open: dict[str, Request] = {}
         """All and only requests without a response."""
-        self.served: set[str] = set()
-        """Keys of all and only models that are served."""
+        self.served: dict[str, Model] = {}
+        """All and only models that are served, by key."""
         self._orphans: set[str] = set()
         """Open requests whose models were removed."""
         self._cancelled: set[str] = set()
@@ -493,6 +494,8 @@ class OpenRequests:
         """The controller declared a worker hung at least once."""
         self.quarantined: set[str] = set()
         """Keys of models that the controller has in quarantine."""
+        self.unservable: set[str] = set()
+        """Keys of models of which the controller said that no device can run them."""
 
     def observe(self, event: ControllerEvent) -> None:
         """The controller observes an event."""
@@ -509,9 +512,9 @@ class OpenRequests:
             case GatewayLost():
                 self._lost_gateways.add(event.gateway)
             case ModelAdded():
-                self.served.add(event.model.key)
+                self.served[event.model.key] = event.model
             case ModelRemoved():
-                self.served.discard(event.model)
+                self.served.pop(event.model, None)
                 self._orphans.update([one for one, asked in self.open.items() if asked.model == event.model])
             case QuotasSet():
                 self._limited = {quota.tenant for quota in event.quotas}
@@ -526,6 +529,7 @@ class OpenRequests:
         """Open requests await failover; the successor knows nothing of quarantines."""
         self.awaiting_failover = set(self.open)
         self.quarantined.clear()
+        self.unservable.clear()
         self._controller_lost = self._worker_lost = True
 
     def answer(self, answer: Answer, now_ns: int) -> None:
@@ -551,6 +555,8 @@ class OpenRequests:
                 good = self._may_reject(request, answer.reason, now_ns, orphan=orphan)
             case Outcome.FAILED if answer.reason is Reason.QUARANTINED:
                 good = request.model in self.quarantined
+            case Outcome.FAILED if answer.reason is Reason.UNSERVABLE:
+                good = request.model in self.unservable
             case Outcome.FAILED:
                 # Simulated devices never fail, but after a cut link a worker may hold other weights than
                 # the controller believes.

@@ -147,17 +147,8 @@ def _refuse_batch(action: Infer, code: Code) -> Refusal | None:
 
 
 def _refuse_need(batch: int, spec: DeviceSpec, code: HeldCode) -> Refusal | None:
-    workspace, io = code.need_of(batch)
-    if workspace > spec.workspace_bytes:
-        return Status.NO_ROOM, (
-            f"workspace: batch {batch} needs {workspace} bytes, has {spec.workspace_bytes}; "
-            "raise scratch_memory"
-        )
-    if io > spec.io_bytes:
-        return Status.NO_ROOM, (
-            f"I/O area: batch {batch} needs {io} bytes, has {spec.io_bytes}; raise scratch_memory"
-        )
-    return None
+    why = spec.shortage(batch, *code.need_of(batch))
+    return (Status.NO_ROOM, why) if why else None
 
 
 def _bad(field: str, expected: str, found: str) -> Refusal:

@@ -249,8 +249,7 @@ class HeldCode:
                 self.profile = profile
         fitting = set()
         for batch in self.code.batch_sizes:
-            workspace, io = self.need_of(batch)
-            if workspace <= spec.workspace_bytes and io <= spec.io_bytes:
+            if not spec.shortage(batch, *self.need_of(batch)):
                 fitting.add(batch)
         self.fitting = frozenset(fitting)
 

@@ -60,6 +60,7 @@ from clockwork_serve.messages import (
     TensorsOffered,
     TensorsReached,
     Unload,
+    Unservable,
     WeightsReady,
     WorkerCrashed,
     WorkerHung,
@@ -638,6 +639,11 @@ class Hub:
                 self._send_action(effect)
             case Quarantined():
                 self._on_quarantined(effect)
+            case Unservable():
+                level = logging.ERROR if effect.why else logging.INFO
+                _log.log(level, "model %s: %s", effect.model, effect.why or "a device can run it now")
+                self._quarantines.update(effect)
+                self._broadcast(effect)
             case WorkerHung():
                 self._heartbeats.report_hung(effect, self._supervisor)
             case Readiness():
@@ -649,7 +655,7 @@ class Hub:
         for gateway in self._gateways.values():
             gateway.send(frame)
 
-    def _broadcast(self, effect: Readiness | Quarantined) -> None:
+    def _broadcast(self, effect: Readiness | Quarantined | Unservable) -> None:
         for link in (*self._gateways.values(), *([self._supervisor] if self._supervisor else [])):
             link.send(effect)
 

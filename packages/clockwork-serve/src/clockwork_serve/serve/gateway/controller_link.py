@@ -42,6 +42,7 @@ from clockwork_serve.messages import (
     SoonestEnds,
     TensorsOffered,
     TensorsReached,
+    Unservable,
 )
 from clockwork_serve.oip import Served, UnknownModel, default_slo_ns, missing
 from clockwork_serve.serve.flow_control import SWEEP_NS, CreditGate, KnownEnds, PeerHeartbeat
@@ -71,8 +72,8 @@ class GatewayModels:
         return len(self._by_version)
 
     @property
-    def all_quarantined(self) -> bool:
-        """Whether there are models, and all are in quarantine."""
+    def none_can_run(self) -> bool:
+        """Whether there are models, and none can run: all are in quarantine, or fit no device."""
         held = self.quarantines
         return (
             bool(held)
@@ -287,8 +288,8 @@ class GatewayLink:
             return self.why_silent
         if self._readiness.ready and self.unreached:
             return self.unreached
-        if self._readiness.ready and self.models.all_quarantined:
-            return "all models are in quarantine"
+        if self._readiness.ready and self.models.none_can_run:
+            return "all models are in quarantine, or fit no device"
         preparing = self.preparing
         if self._readiness.ready and preparing.waiting:
             return f"models are being prepared, {preparing.done} of {preparing.total} are done"
@@ -451,12 +452,14 @@ class GatewayLink:
             case Preparing():
                 self.preparing, self._waiting = frame, frozenset(frame.waiting)
                 self._update_readiness()
-            case CodeAdded() | CodeRemoved() | ModelAdded() | ModelRemoved() | Quarantined():
+            case CodeAdded() | CodeRemoved() | ModelAdded() | ModelRemoved() | Quarantined() | Unservable():
                 self._on_catalogue(frame)
             case _:
                 _log.error("the controller sent %r, which no gateway expects", type(frame).__name__)
 
-    def _on_catalogue(self, frame: CodeAdded | CodeRemoved | ModelAdded | ModelRemoved | Quarantined) -> None:
+    def _on_catalogue(
+        self, frame: CodeAdded | CodeRemoved | ModelAdded | ModelRemoved | Quarantined | Unservable
+    ) -> None:
         models = self.models if self._incoming is None else self._incoming
         match frame:
             case CodeAdded():
@@ -467,9 +470,9 @@ class GatewayLink:
                 models.add(frame.model)
             case ModelRemoved():
                 models.remove(frame.model)
-            case Quarantined():
+            case Quarantined() | Unservable():
                 models.quarantines.update(frame)
-        if models is self.models and (models.quarantines or isinstance(frame, Quarantined)):
+        if models is self.models and (models.quarantines or isinstance(frame, Quarantined | Unservable)):
             self._update_readiness()
 
     def _on_readiness(self, frame: Readiness) -> None:
@@ -521,7 +524,7 @@ class GatewayLink:
     def _update_readiness(self) -> None:
         """Something that readiness depends on has changed."""
         able = self.is_open and self._readiness.ready and not self._pulse.stalled and not self._handing_over
-        self.serves = able and not self.models.all_quarantined and not self.unreached
+        self.serves = able and not self.models.none_can_run and not self.unreached
         self.ready = self.serves and not self.preparing.waiting
         self._listener.on_readiness()
 

@@ -48,7 +48,7 @@ from clockwork_serve.serve.remote.tensor_link import (
     stretches,
 )
 from clockwork_serve.serve.shm import HEADER_BYTES, NO_EPOCH, Region, memory_of, write_epoch
-from clockwork_serve.units import NS_PER_S, align
+from clockwork_serve.units import NS_PER_S, align, scratch_for
 
 RECONNECT_S: Final = 0.05
 RECONNECT_S_MAX: Final = 1.0  # the pause between attempts to connect doubles up to this
@@ -556,7 +556,7 @@ class RemoteTensors:
             why = (
                 f"tensors: expected at most {size} bytes, twice gateway_memory or two fifths of "
                 f"scratch_memory; found {needed}; "
-                "ask for less at once, or raise scratch_memory"
+                f"ask for less at once, or set scratch_memory to at least {scratch_for(-(-needed // 2))}"
             )
             self._fail(slot, Status.MODEL_RAISED, why)
             return

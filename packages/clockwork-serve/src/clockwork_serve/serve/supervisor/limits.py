@@ -88,11 +88,16 @@ def check_limits(settings: Settings, devices: tuple[DeviceConfig, ...], *, joini
 def _check_memory(devices: tuple[DeviceConfig, ...]) -> None:
     available = available_bytes()
     for each in devices:
-        if each.kind in HOST_KINDS and available is not None and each.memory_bytes > available:
-            raise ConfigError(
-                f"device_memory: expected at most {available // MIB} MiB, which are available on this host; "
-                f"found {_mib(each.memory_bytes)} for {each.device}; lower it"
-            )
+        needs = {"host_memory": each.pool_bytes}
+        if each.kind in HOST_KINDS:
+            scratch = each.workspace_bytes + each.io_bytes
+            needs |= {"device_memory": each.memory_bytes, "scratch_memory": scratch}
+        for name, needed in needs.items():
+            if available is not None and needed > available:
+                raise ConfigError(
+                    f"{name}: expected at most {available // MIB} MiB, which are available on this host; "
+                    f"found {_mib(needed)} for {each.device}; lower it"
+                )
 
 
 def address_needs(

@@ -24,6 +24,7 @@ from clockwork_serve.messages import (
     Readiness,
     Reply,
     Role,
+    Unservable,
 )
 from clockwork_serve.serve.gateway.access import read_keys
 from clockwork_serve.serve.gateway.tls import REFRESH_S, Watched
@@ -142,7 +143,7 @@ class SupervisorLink:
             match frame:
                 case Readiness():
                     self.readiness = frame
-                case Quarantined():
+                case Quarantined() | Unservable():
                     self.quarantines.update(frame)
                     if handler is not None:
                         handler(frame)

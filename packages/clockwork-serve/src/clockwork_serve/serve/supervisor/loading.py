@@ -314,6 +314,9 @@ class Loader:
         await self._until_prepared(wanted)
         await self._until_unused([frame.model for frame in removed if isinstance(frame, ModelRemoved)])
         self._link.send(*self._catalogue.still_removed(removed))
+        held = self._link.quarantines.reasons()
+        if found := [key for key in wanted if key in held]:
+            raise RepositoryError(f"load failed for model '{name}': {held[found[0]]}")
         if prepared.problems:
             served = ", ".join(each.model.version for each in prepared.served)
             raise RepositoryError(f"{_not_loaded(name, prepared.problems)} (served now: {served})")

@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from clockwork_serve.config import Settings
 from clockwork_serve.devices import CallBuffers, Device, DeviceConfig, build, import_runtime, io_bytes
+from clockwork_serve.devices.arena import used_bytes
 from clockwork_serve.devices.base import Array
 from clockwork_serve.devices.files import has_file, read_file
 from clockwork_serve.errors import DeviceError, ModelError
@@ -205,7 +206,7 @@ class _Measurement:
         self._actions = 0
         self._filled: tuple[tuple[Fill, ...], dict[str, Array]] = ((), inputs_of(()))  # the last inputs
         # A GPU's batches use device memory, which does not count as memory of this process.
-        self._used: Callable[[], int] = getattr(device, "used_bytes", resident_bytes)
+        self._used: Callable[[], int] = getattr(device, "used_bytes", used_bytes)
         self._resident = self._used()
         self._extent = Extent(0, device.spec.pages_of(model.weights.size))
 
@@ -389,13 +390,6 @@ def load_line(load_ns: int, size: int) -> tuple[int, int]:
     """(base ns, ns per MiB) of a LOAD from one measurement: all weights of one code have the same size."""
     base_ns = min(load_ns // 2, LOAD_BASE_NS)
     return (load_ns, 0) if size == 0 else (base_ns, ((load_ns - base_ns) << 20) // size)
-
-
-def resident_bytes() -> int:
-    """Memory of this process that is resident, without the pages of files."""
-    text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    sizes = dict(line.split(":", 1) for line in text.splitlines() if line.startswith("Rss"))
-    return sum(int(sizes[name].split()[0]) * KIB for name in ("RssAnon", "RssShmem"))
 
 
 # ------------------------------------------------------------

@@ -164,6 +164,11 @@ class Server:
         deadline_s = time.monotonic() + timeout_s
         while not (link.readiness.ready and await self._gateways_ready()):
             self.check_running()
+            whys = self.unservable
+            if link.readiness.ready and whys and len(whys) == len(self.catalogue.models):
+                if self.settings.listen_machines:
+                    break  # a device that can run one may join
+                raise StartError("\n  ".join(["no model can be served:", *whys]))
             if time.monotonic() > deadline_s:
                 why = "its gateways do not answer" if link.readiness.ready else link.readiness.why
                 raise StartError(f"not ready within {timeout_s:.0f} s: {why}")
@@ -248,6 +253,12 @@ class Server:
     def metrics_url(self) -> str:
         """Where metrics are served; empty if that is off."""
         return self._addresses["metrics"]
+
+    @property
+    def unservable(self) -> list[str]:
+        """Why each model that no device can run cannot."""
+        found = self._link.quarantines.unservable
+        return [f"model {key}: {one.why}" for key, one in found.items()]
 
     @property
     def wanted_file(self) -> str:
