@@ -55,6 +55,17 @@ def test_an_option_of_an_earlier_version_does_so_too(cli: Cli, option: str, inst
     assert instead in cli.refused(command, "steady.toml", name, "page")
 
 
+def test_all_settings_of_an_earlier_version_are_named_at_once(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLOCKWORK_REALTIME", "1")
+    said = cli.refused("serve", "models", "--hang-s", "2", "--no-pin", "--stuck-s=3", "--slo-ms=5")
+    assert [
+        part for part in ("--hang-s", "--no-pin", "--stuck-s", "CLOCKWORK_REALTIME") if part not in said
+    ] == []
+    assert "--seed" not in cli.refused("simulate", "steady.toml", "--seed", "2", "--hang-s", "2")
+
+
 def clockwork_lab_help(name: str) -> str:
     """The first words of the help of a command of clockwork-lab."""
     command = getattr(import_module(f"clockwork_lab.cli.{name}"), name)
@@ -165,7 +176,10 @@ def test_alone_it_shows_its_help(cli: Cli) -> None:
         ),
         (["serve", "x", "--slo-ms"], "'--slo-ms' requires an argument. See clockwork serve --help"),
         (["models", "list", "--url"], "'--url' requires an argument. See clockwork models list --help"),
-        (["serve", "x", "--slo-ms", "1e9"], "expected a number above 0 and up to 3600000, found '1e9'"),
+        (
+            ["serve", "x", "--slo-ms", "1e9"],
+            "expected a number above 0 and up to 3600000, or none, found '1e9'",
+        ),
         (["serve", "x", "--device", "gpu"], "or emulated:PROFILE, found 'gpu'; "),
         (["models", "load"], "Missing argument 'MODEL'. See clockwork models load --help"),
     ],

@@ -282,7 +282,7 @@ def test_settings_are_shown_as_they_are_written(sources: list[str], cli: Cli) ->
     assert shown["http_port"] == "0 --http-port"
     assert shown["grpc_port"] == "off CLOCKWORK_GRPC_PORT"
     assert shown["max_body"] == "8MiB over gRPC, else 64MiB default"
-    assert shown["tls_key"] == "(none) default"
+    assert shown["tls_key"] == "not set default"
     assert shown["device"] == "cpu:0, emulated:v100 --device"
     assert shown["live_page"].startswith("false /")
     assert "secret" not in said

@@ -36,7 +36,7 @@ def test_every_setting_of_the_table_has_its_field_and_no_other() -> None:
 
 def test_every_default_as_shown_reads_as_the_default() -> None:
     for entry in SETTINGS:
-        if entry.name not in {"cache", "max_body"} and entry.shown not in {"", "none"}:
+        if entry.name not in {"cache", "max_body"} and entry.shown:
             assert entry.read(entry.shown) == entry.default, entry.name
 
 
@@ -74,8 +74,18 @@ def test_a_file_in_the_model_repository_is_found(tmp_path: Path) -> None:
     assert read_settings({}, {"CLOCKWORK_REPOSITORY": str(tmp_path)}, None).threads == 3
 
 
-def test_an_empty_variable_says_nothing() -> None:
-    assert read_settings({}, {"CLOCKWORK_THREADS": ""}, None).threads == 1
+def test_an_empty_variable_is_as_one_that_is_not_set() -> None:
+    empty = {"CLOCKWORK_THREADS": "", "CLOCKWORK_THREAD": "", "CLOCKWORK_HANG_S": ""}
+    assert read_settings({}, empty, None) == read_settings({}, {}, None)
+
+
+def test_a_default_that_is_shown_as_none_may_be_written_over_another_source(tmp_path: Path) -> None:
+    file = written(tmp_path, "slo_ms = 5\n")
+    settings = read_settings({"slo_ms": "none"}, {}, file)
+    assert (settings.slo_ms, settings.sources["slo_ms"]) == (None, "--slo-ms")
+    assert ("slo_ms", "none", "--slo-ms") in settings.rows()
+    with pytest.raises(ConfigError, match=r"slo_ms .*, or none, found 'off'"):
+        read_settings({"slo_ms": "off"}, {}, None)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +168,14 @@ def test_a_setting_of_an_earlier_version_names_what_to_set_now(name: str, tmp_pa
         read_settings({}, {}, str(file))
     with pytest.raises(ConfigError, match=rf"{name} \(from CLOCKWORK_{name.upper()}\): expected .*{said}"):
         read_settings({}, {f"CLOCKWORK_{name.upper()}": "1"}, None)
+
+
+def test_all_settings_of_an_earlier_version_are_named_at_once(tmp_path: Path) -> None:
+    file = written(tmp_path, "hang_s = 1\nslo_ms = 5\npin = true\n")
+    with pytest.raises(ConfigError) as caught:
+        read_settings({}, {"CLOCKWORK_SEED": "1"}, file)
+    sources = re.findall(r"(\w+) \(from (\S+)\): expected a setting of this version", str(caught.value))
+    assert sources == [("hang_s", file), ("pin", file), ("seed", "CLOCKWORK_SEED")]
 
 
 def test_a_misspelt_variable_is_a_warning() -> None:

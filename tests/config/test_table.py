@@ -9,6 +9,8 @@ import msgspec
 import pytest
 
 from clockwork_serve.config import SETTINGS, Settings, default_cache, setting
+from clockwork_serve.config.former import FORMER_COMMANDS, FORMER_OPTIONS, FORMER_SETTINGS
+from clockwork_serve.config.table import NOT_SET
 
 # The table of settings and the page that explains it say the same.
 
@@ -20,7 +22,14 @@ def test_the_page_has_each_setting_with_its_default_and_meaning() -> None:
     table = PAGE.read_text().partition("\n## Settings\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*) \|$", table, re.MULTILINE)
 
-    assert rows == [(entry.name, entry.shown or "(none)", entry.help) for entry in SETTINGS]
+    assert rows == [(entry.name, entry.shown or NOT_SET, entry.help) for entry in SETTINGS]
+
+
+def test_the_page_has_each_name_of_earlier_versions_with_what_does_its_work_now() -> None:
+    table = PAGE.read_text().partition("\n## Names of earlier versions\n")[2].partition("\n## ")[0]
+    former = {**FORMER_SETTINGS, **FORMER_COMMANDS, **FORMER_OPTIONS}
+
+    assert re.findall(r"^\| `(.+?)` \| (.*) \|$", table, re.MULTILINE) == [*former.items()]
 
 
 def test_one_name_serves_everywhere() -> None:

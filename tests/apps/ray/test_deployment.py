@@ -194,7 +194,7 @@ def test_a_small_file_is_one_of_everything(tmp_path: Path) -> None:
         (SMALL + '[[workers]]\ndevice = "cpu"\n', "workers.name (from FILE): expected another name for each"),
         (SMALL + "settings = {slo_ms = 1}\n", "workers[0].settings.slo_ms (from FILE): expected a setting"),
         (SMALL + "settings = {thread = 1}\n", "did you mean threads?"),
-        (SMALL + "settings = {pin = true}\n", "set isolate to cores"),
+        (SMALL + "settings = {pin = true}\n", "set isolate: cores"),
         (SMALL + "settings = {threads = 0}\n", "workers[0].settings.threads (from FILE): expected a whole"),
         (SMALL + "[gateways.settings]\ncontroller = 'x:1'\n", "gateways.settings.controller (from FILE)"),
         (SMALL + "settings = {cluster_name = 'x.y'}\n", "workers[0].settings.cluster_name (from FILE)"),

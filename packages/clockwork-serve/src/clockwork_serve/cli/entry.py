@@ -28,7 +28,7 @@ from clockwork_serve.cli.simulate import simulate
 from clockwork_serve.cli.top import top
 from clockwork_serve.cli.workload import workload
 from clockwork_serve.config.former import FORMER_COMMANDS, FORMER_OPTIONS, FORMER_SETTINGS
-from clockwork_serve.config.reader import former
+from clockwork_serve.config.reader import former, former_variables
 from clockwork_serve.errors import ClockworkError, ConfigError, described, install_advice
 
 if TYPE_CHECKING:
@@ -201,9 +201,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _misused(error: click.UsageError, arguments: Sequence[str] | None) -> int:
     if isinstance(error, click.NoSuchOption):
-        name = error.option_name.removeprefix("--").removeprefix("no-").replace("-", "_")
-        if name in FORMER_SETTINGS:
-            return _failed(str(former(name, error.option_name)), MISUSED)
+        if old := _former_settings(error, sys.argv[1:] if arguments is None else arguments):
+            return _failed(str(former([*old, *former_variables(os.environ)])), MISUSED)
         option = f"{error.ctx.info_name if error.ctx else ''} {error.option_name}"
         if option in FORMER_OPTIONS:
             return _failed(
@@ -212,6 +211,15 @@ def _misused(error: click.UsageError, arguments: Sequence[str] | None) -> int:
     message = error.format_message()
     command = error.ctx.command_path if error.ctx else _named(arguments)
     return _failed(f"{message}{'' if message[-1:] in '.?' else '.'} See {command} --help", MISUSED)
+
+
+def _former_settings(error: click.NoSuchOption, words: Sequence[str]) -> list[tuple[str, str]]:
+    """The settings of earlier versions among the options of a command line, and how they are written."""
+    params = error.ctx.command.params if error.ctx else []
+    now = {option for param in params for option in (*param.opts, *param.secondary_opts)}
+    options = dict.fromkeys(word.partition("=")[0] for word in words if word.startswith("--"))
+    names = [(one[2:].removeprefix("no-").replace("-", "_"), one) for one in options if one not in now]
+    return [(name, option) for name, option in names if name in FORMER_SETTINGS]
 
 
 def _named(arguments: Sequence[str] | None) -> str:

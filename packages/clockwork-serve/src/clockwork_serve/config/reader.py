@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,9 @@ def read_settings(given: Mapping[str, object], environment: Mapping[str, str], f
     sources: dict[str, str] = {}
     chosen = file or environment.get(f"{PREFIX}CONFIG") or _beside(flags, environment)
     from_file = _read_file(str(chosen)) if chosen else {}
+    old = [(name, str(chosen)) for name in from_file if name in FORMER_SETTINGS]
+    if old := old + former_variables(environment):
+        raise former(old)
     for entry in SETTINGS:
         found, source = _find(entry, flags, environment, from_file, str(chosen))
         if source:
@@ -54,7 +57,6 @@ def read_settings(given: Mapping[str, object], environment: Mapping[str, str], f
             values[entry.name] = _read(entry, found, source)
     if "cache" not in values:
         values["cache"] = default_cache(environment)
-    _check_former(environment)
     return Settings(**values, **parts(values), sources=sources, warnings=_variable_warnings(environment))
 
 
@@ -117,23 +119,23 @@ def _read_file(named: str) -> dict[str, object]:
                 f"[{name}]",
                 "remove that line; every setting: clockwork docs configuration",
             )
-        if name in FORMER_SETTINGS:
-            raise former(name, str(file))
-        if name not in known:
+        if name not in known and name not in FORMER_SETTINGS:
             raise wrong(name, str(file), "a known setting", name, did_you_mean(name, known))
     return values
 
 
-def former(name: str, source: str) -> ConfigError:
-    """The error for a setting of an earlier version."""
-    return wrong(name, source, "a setting of this version", name, FORMER_SETTINGS[name])
+def former(found: Iterable[tuple[str, str]]) -> ConfigError:
+    """The error for settings of earlier versions: the name and the source of each."""
+    expected = "a setting of this version"
+    return ConfigError(
+        ". ".join(str(wrong(name, source, expected, name, FORMER_SETTINGS[name])) for name, source in found)
+    )
 
 
-def _check_former(environment: Mapping[str, str]) -> None:
-    """Raise :class:`ConfigError` for a variable of an earlier version's setting: it would be ignored."""
-    for name in FORMER_SETTINGS:
-        if environment.get(variable := PREFIX + name.upper()):
-            raise former(name, variable)
+def former_variables(environment: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The settings of earlier versions that have a variable, and its name."""
+    variables = [(name, PREFIX + name.upper()) for name in FORMER_SETTINGS]
+    return [(name, variable) for name, variable in variables if environment.get(variable)]
 
 
 def _is_service_link(name: str, value: str) -> bool:
@@ -158,7 +160,7 @@ def _variable_warnings(environment: Mapping[str, str]) -> tuple[str, ...]:
     known = variables | _OTHER_VARIABLES
     warnings = []
     for name in sorted(environment):
-        if not name.startswith(PREFIX):
+        if not name.startswith(PREFIX) or not environment[name]:
             continue
         if _is_service_link(name, environment[name]):
             if name in variables:

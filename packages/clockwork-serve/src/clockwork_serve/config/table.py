@@ -28,6 +28,7 @@ from clockwork_serve.config.values import (
     machine_name,
     number,
     one_of,
+    or_none,
     or_off,
     path,
     port,
@@ -49,6 +50,8 @@ from clockwork_serve.units import GIB, KIB, MIB, ms, plain, split_scratch
 
 
 PREFIX = "CLOCKWORK_"
+NOT_SET: Final = "not set"
+"""Instead of an empty value, in tables: it can be taken for no name and no file."""
 
 CLUSTER_NAME: Final = "cluster.clockwork"
 """What the certificates of all machines name, unless ``cluster_name`` says otherwise. None has an address: a
@@ -116,7 +119,9 @@ class Setting(Struct, frozen=True):
             return ", ".join(written)
         if isinstance(written, bool):
             return str(written).lower()
-        return "off" if written is None else str(written) or "(none)"
+        if written is None:
+            return (self.shown if self.default is None else None) or "off"
+        return str(written) or NOT_SET
 
 
 def default_cache(environment: Mapping[str, str]) -> str:
@@ -193,7 +198,7 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         path, "PEM file of authorities; clients must show a certificate of one", GATEWAY,
     )] = ""
     api_keys: Annotated[str, Setting(
-        path, "TOML file of API keys and tenants; none: every client may do everything", GATEWAY,
+        path, "TOML file of API keys and tenants; not set: every client may do everything", GATEWAY,
     )] = ""
     trusted_hosts: Annotated[tuple[str, ...], Setting(
         host_names,
@@ -213,7 +218,7 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     # Deadlines and scheduling
     slo_ms: Annotated[float | None, Setting(
-        number(0, 3_600_000, above=True),
+        or_none(number(0, 3_600_000, above=True)),
         "deadline of requests that name none; none: 100 ms, or 5 times what the model takes if that is more",
         GATEWAY, "none",
     )] = None
@@ -293,12 +298,12 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         "name of the lease in the store by which one of several `clockwork controller` leads",
     )] = "main"
     lease_s: Annotated[float | None, Setting(
-        number(0.2, 600),
+        or_none(number(0.2, 600)),
         "seconds without a sign of life there after which another one may lead; none: 1, at a URL 10",
         shown="none",
     )] = None
     machine_name: Annotated[str, Setting(
-        machine_name, "name of this machine there; none: its host name", GATEWAY | WORKER,
+        machine_name, "name of this machine there; not set: its host name", GATEWAY | WORKER,
     )] = ""
     cluster_certificate: Annotated[str, Setting(
         path, "PEM file of this machine's certificate, for the others", GATEWAY | WORKER,
@@ -340,7 +345,8 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         or_off(path), "where every event and decision is kept: memory, a file, or off", shown="memory",
     )] = IN_MEMORY
     journal_size: Annotated[int | None, Setting(
-        size(MIB), "most that the journal takes; none: 64MiB in memory, 4GiB in a file", shown="none",
+        or_none(size(MIB)), "most that the journal takes; none: 64MiB in memory, 4GiB in a file",
+        shown="none",
     )] = None
     otlp_endpoint: Annotated[str, Setting(
         http_url,

@@ -151,16 +151,24 @@ def port(value: object) -> int:
 
 def or_off(read: Read[Value]) -> Read[Value | None]:
     """A reader of the same, or None for ``off``."""
+    return _or_word(read, _is_off, "off")
 
-    def read_or_off(value: object) -> Value | None:
-        if _is_off(value):
+
+def or_none(read: Read[Value]) -> Read[Value | None]:
+    """A reader of the same, or None for ``none``."""
+    return _or_word(read, lambda value: isinstance(value, str) and value.strip().lower() == "none", "none")
+
+
+def _or_word(read: Read[Value], is_word: Callable[[object], bool], word: str) -> Read[Value | None]:
+    def read_or_word(value: object) -> Value | None:
+        if is_word(value):
             return None
         try:
             return read(value)
         except Unfit as unfit:
-            raise Unfit(f"{unfit.expected}, or off", unfit.remedy) from unfit
+            raise Unfit(f"{unfit.expected}, or {word}", unfit.remedy) from unfit
 
-    return read_or_off
+    return read_or_word
 
 
 def _is_off(value: object) -> bool:
@@ -302,7 +310,7 @@ def size_or_share(least: int) -> Read[int | float]:
 _KNOWN = "cpu, torch-cpu, cuda (each also with :N) or emulated:PROFILE"
 _NUMBERED = ("cpu", "torch-cpu", "cuda")
 _VARIED: Final[dict[str, Read[Any]]] = {"jitter": number(0, 1), "seed": integer(0, 1 << 31)}
-_EXAMPLE: Final = "emulated:v100?jitter=0.1&seed=7"
+_EXAMPLE: Final = "'emulated:v100?jitter=0.1&seed=7', with the quotes"
 _NUMBER = re.compile(r"[0-9]{1,9}")  # of a device; int() refuses thousands of digits in words of its own
 
 

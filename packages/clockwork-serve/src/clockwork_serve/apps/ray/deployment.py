@@ -168,13 +168,13 @@ def _flags(
 ) -> tuple[str, ...]:
     """Settings of a process as words. Raises :class:`ConfigError` for one that it has not."""
     known = {entry.name for entry in SETTINGS if process in entry.elsewhere} - _GIVEN
+    if old := [(name, f"{where} of {file}") for name in settings if name in FORMER_SETTINGS]:
+        raise former(old)
     words = []
     for name, value in settings.items():
         if name in _GIVEN:
             remedy = "leave it out: it follows from the rest of the file"
             raise wrong(f"{where}.{name}", file, "a setting that is yours to choose", value, remedy)
-        if name in FORMER_SETTINGS:
-            raise former(name, f"{where} of {file}")
         if name not in known:
             raise wrong(f"{where}.{name}", file, "a setting of that role", name, did_you_mean(name, known))
         entry = setting(name)
