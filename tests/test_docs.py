@@ -200,6 +200,13 @@ def test_source_files_that_a_page_names_exist(page: str) -> None:
     assert [path for path in named if not any(f"/{one}".endswith(f"/{path}") for one in known())] == []
 
 
+def test_files_that_pages_name_from_the_root_exist() -> None:
+    file = re.compile(r"`((?:tests|benchmarks|comparison|examples|deploy|packages)/[\w./-]+\.\w+)`")
+    named = {(page, path) for page in pages() for path in file.findall((ROOT / page).read_text("utf-8"))}
+
+    assert {one for one in named if one[0] != "CHANGELOG.md" and one[1] not in known()} == set()
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_what_is_typed_stands_in_a_block_that_is_run(page: str) -> None:
     """So ``tests/distributions/test_commands.py`` sees it."""

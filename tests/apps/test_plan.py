@@ -140,7 +140,7 @@ def test_first_requests_are_told_apart_from_evictions(tmp_path: Path) -> None:
     [
         ("slo_ms = 100", "slo_ms = 3", "scenario.toml:20: loads[0].slo_ms: no number of these devices does"),
         ("memory_mib = 256", "memory_mib = 15", "scenario.toml:8: cluster.memory_mib: no number of"),
-        ("slo_ms = 100", "", "scenario.toml:15: loads[0].slo_ms: expected one in some load"),
+        ("slo_ms = 100", "", "scenario.toml:15: loads[0].slo_ms: expected an SLO in at least one"),
         (
             'arrivals = "poisson"\nrate_rps = 100\nslo_ms = 100',
             'arrivals = "closed"\nconcurrency = 2\nslo_ms = 3',

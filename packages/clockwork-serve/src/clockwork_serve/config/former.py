@@ -42,7 +42,7 @@ FORMER_SETTINGS: Final[dict[str, str]] = {
     "scaling_most": _SCALING,
     "seed": "write it with the device, in quotes: --device 'emulated:v100?jitter=0.1&seed=7'",
     "send_s": _PATIENCE,
-    "silence_s": "leave it out: links are lost after 2 s of silence, 0.75 s with a standby",
+    "silence_s": "leave it out: links end after 2 s of silence, 0.75 s with controllers on several hosts",
     "stream_s": _PATIENCE,
     "stuck_s": _WATCHDOG,
     "triton_codes": _TRITON,

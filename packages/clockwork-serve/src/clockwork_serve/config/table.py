@@ -228,7 +228,7 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         shown="off",
     )] = None
     policy: Annotated[str, Setting(
-        read_policy, "scheduling policy, by name: of this package or installed",
+        read_policy, "scheduling policy, by name: of this package or installed; it changes no other setting",
     )] = "default"
     max_batch: Annotated[int, Setting(
         integer(1, 1024), "largest batch; a model that declares no max_batch_size has at most 16",

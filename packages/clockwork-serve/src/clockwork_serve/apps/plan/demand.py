@@ -279,7 +279,11 @@ def demand_of(question: SimulationQuestion, kinds: tuple[DeviceKind, ...], targe
     rows = [question.zoo[kind] for _, kind in question.workload.models]
     wanted = np.array([load.slo_ms is not None for load in scenario.loads])
     if not wanted.any():
-        raise scenario.wrong("loads[0].slo_ms", "expected one in some load, found none; give --slo-ms")
+        raise scenario.wrong(
+            "loads[0].slo_ms",
+            "expected an SLO in at least one [[loads]] table, found none (those of single requests in a "
+            "trace do not count here); give all loads one by --slo-ms",
+        )
     floors = _floors(question, kinds, rows)
     every = floors[tuple(range(len(kinds)))]
     counts = np.zeros((minutes.count, len(rows)), np.int64)

@@ -80,7 +80,7 @@ def controller_alone(settings: Settings) -> ServerConfig:
 
 
 STANDBY_SILENCE_S: Final = 0.75
-"""``silence_s`` where controllers share a lease, unless it is set: less than the lease's time."""
+"""``silence_s`` where controllers share a lease: less than the lease's time."""
 
 
 def heard_soon(settings: Settings) -> Settings:
