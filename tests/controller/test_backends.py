@@ -12,6 +12,7 @@ from clockwork_serve.messages import (
     CodeAdded,
     CodeReady,
     DeviceSpec,
+    DeviceState,
     ModelAdded,
     ModelRemoved,
     Outcome,
@@ -112,6 +113,13 @@ def test_no_model_is_unservable_before_all_devices_of_the_server_have_joined() -
     assert [one.model for one in world.unservable] == ["torch/1"]
     world.tell(ModelRemoved(model="torch/1"))
     assert world.unservable[1:] == [Unservable(model="torch/1")]
+
+
+def test_after_a_failover_no_model_is_unservable_before_all_devices_have_come_back() -> None:
+    world = World(ControllerConfig(policy="default", expected_devices=2))
+    world.serve(model("torch", "t"), code=TORCH)
+    world.tell(WorkerJoined(worker="w0", devices=(CPU,), states=(DeviceState(device=CPU.device),)))
+    assert world.unservable == []
 
 
 def test_a_device_of_a_kind_without_a_profile_cannot_run_a_model() -> None:

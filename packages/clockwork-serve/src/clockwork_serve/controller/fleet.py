@@ -273,8 +273,8 @@ class ReadinessTracker(Record):
     def _find_unservable(self) -> None:
         """Send what is now known of models that no device could run before."""
         devices = list(self._belief.devices.values())
-        if not devices or not self._was_ready:  # devices of this server are still to come
-            return
+        if not self._was_ready or len(devices) < max(1, self._belief.config.expected_devices):
+            return  # one that is still to come, or to come back after a failover, may run it
         for key, model in list(self._unproven.items()):
             whys = [self._belief.why_never(device, model) for device in devices]
             why = ""
