@@ -134,6 +134,7 @@ def main() -> int:
         names = [f"m{index}" for index in range(MODELS)]
         for index, name in enumerate(names):
             repositories.layers(root, name, width=WIDTH, depth=2, seed=index)
+        repositories.layers(root, "fits", width=4, depth=2)  # a server that can run no model does not start
         settings = Settings(
             repository=str(root), journal=IN_MEMORY, http_port=0, grpc_port=0, metrics_port=0,
             log_level="error",

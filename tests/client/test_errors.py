@@ -26,6 +26,7 @@ CLASSES = {
     (Outcome.FAILED, Reason.MODEL_RAISED): Failed,
     (Outcome.FAILED, Reason.DEVICE_FAULT): Failed,
     (Outcome.FAILED, Reason.WORKER_LOST): Failed,
+    (Outcome.FAILED, Reason.UNSERVABLE): Failed,
     (Outcome.FAILED, Reason.QUARANTINED): Failed,
     (Outcome.INVALID, Reason.UNKNOWN_MODEL): Invalid,
     (Outcome.INVALID, Reason.BAD_INPUT): Invalid,
