@@ -113,7 +113,7 @@ def _judge(module: str, planted: bool) -> tuple[str, str, str]:  # noqa: FBT001
 def _judge_by_tests(module: str) -> tuple[str, str]:
     first = FirstFailure()
     status = pytest.main(
-        ["-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "-p", "no:randomly", "--timeout=0",
+        ["-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "-p", "no:randomly", "--timeout=120",
          "--assert=plain", "--hypothesis-profile=mutants", *_files(module)], [first]
     )  # fmt: skip
     assert status not in {pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED}, status

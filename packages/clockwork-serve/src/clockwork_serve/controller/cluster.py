@@ -307,7 +307,7 @@ class ServedModel(Record):
         """Its key in the policy's heap of LOAD candidates; None if it is not there."""
         self.removed = False
         self.quarantined = False
-        """It is in quarantine; ``queue_limit`` is 0, so that no request is admitted."""
+        """It is in quarantine: no request is admitted."""
         self.unservable = ""
         """Why no device that has joined can ever run it, once that is certain."""
 

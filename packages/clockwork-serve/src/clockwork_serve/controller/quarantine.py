@@ -368,7 +368,6 @@ class Quarantine(Record):
         if model.removed or model.quarantined == (held is not None):
             return False
         model.quarantined = held is not None
-        model.queue_limit = 0 if model.quarantined else model.model.queue_limit
         if held is None:
             self._belief.effects.append(Quarantined(model=model.key))
             return False
